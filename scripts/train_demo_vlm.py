@@ -1,0 +1,351 @@
+"""Train the demo's vision-language model from scratch on drawn scenes (see its model card for the command).
+
+The model is a stock Hugging Face SmolVLM of a few million parameters. Training is made dense so that two CPU cores
+are enough: each picture carries many questions and a caption in one packed sequence (every question attends to the
+picture and to itself, never to its neighbours), and a linear read-out on the connector's tokens, thrown away
+afterwards, tells the vision tower what lies in each cell of the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
+from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+
+from vla_tune.data.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene, picture_hash, sample_scene
+from vla_tune.vqa.questions import QUESTION_TYPES, ask, caption
+
+PATCH_SIZE = 8
+SCALE_FACTOR = 2
+GRID = IMAGE_SIZE // PATCH_SIZE // SCALE_FACTOR
+IMAGE_TOKENS = GRID**2
+CAPTION_REQUEST = "describe the picture."
+SPECIAL_TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<end_of_utterance>",
+    "pad_token": "<pad>",
+    "image_token": "<image>",
+    "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>",
+}
+
+
+def build_processor(vocab_size: int = 512) -> SmolVLMProcessor:
+    """A SmolVLM processor whose byte-level vocabulary knows the demo's questions and Meta-World's instructions."""
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(0, "train", index) for index in range(2000)]
+    asked = [ask(scene, kind, rng) for scene in scenes for kind in QUESTION_TYPES]
+    corpus = [f"{q.text}\nAssistant: {q.answer}" for q in asked if q] + [f"User:{caption(scene)}" for scene in scenes]
+    table = resources.files("lerobot.envs").joinpath("metaworld_config.json").read_text()
+    corpus += list(json.loads(table)["TASK_DESCRIPTIONS"].values()) * 50
+    corpus += [f"{CAPTION_REQUEST}\nAssistant: describe the picture."] * 50
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    named = ("bos_token", "eos_token", "pad_token")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **{name: SPECIAL_TOKENS[name] for name in named},
+        extra_special_tokens={
+            **{name: token for name, token in SPECIAL_TOKENS.items() if name not in named},
+            "end_of_utterance_token": SPECIAL_TOKENS["eos_token"],
+        },
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    edge = {"longest_edge": IMAGE_SIZE}
+    return SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False),
+        tokenizer=fast,
+        video_processor=SmolVLMVideoProcessor(size=edge, max_image_size=edge),
+        image_seq_len=IMAGE_TOKENS,
+        chat_template=DEFAULT_CHAT_TEMPLATE,
+    )
+
+
+def build_model(processor: SmolVLMProcessor, width: int, layers: int, vision_width: int, vision_layers: int) -> SmolVLMForConditionalGeneration:
+    """A SmolVLM with random weights; the head is untied because lerobot's SmolVLA freezes it by name."""
+    tokenizer = processor.tokenizer
+    config = SmolVLMConfig(
+        vision_config=SmolVLMVisionConfig(
+            hidden_size=vision_width,
+            intermediate_size=3 * vision_width,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=vision_width // 32,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=64 * round(width * 8 / 3 / 64),
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 32,
+            head_dim=32,
+            max_position_embeddings=512,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        scale_factor=SCALE_FACTOR,
+        image_token_id=tokenizer.image_token_id,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = SmolVLMForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+    )
+    return model
+
+
+class CellReadout(nn.Module):
+    """Linear read-out of each connector token: is there an object's centre in this cell, and which object?
+
+    Used while training only; it is what teaches the vision tower quickly.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 1 + len(COLOURS) + len(SHAPES) + 2)
+
+    def forward(self, tokens: Tensor, cells: Tensor) -> Tensor:
+        """tokens [B, 16, width]; cells [B, 16, 4] integers: present, colour, shape, size. The summed loss."""
+        present, colour, shape, size = self.head(tokens).split([1, len(COLOURS), len(SHAPES), 2], dim=-1)
+        there = cells[..., 0] == 1
+        loss = F.binary_cross_entropy_with_logits(present[..., 0], cells[..., 0].float())
+        for logits, target in ((colour, 1), (shape, 2), (size, 3)):
+            loss = loss + F.cross_entropy(logits[there], cells[..., target][there])
+        return loss
+
+
+def cells_of(scene: Scene) -> np.ndarray:
+    """What `CellReadout` is asked to read: [16, 4] integers (present, colour, shape, size)."""
+    cells = np.zeros((IMAGE_TOKENS, 4), dtype=np.int64)
+    side = IMAGE_SIZE / GRID
+    for item in scene.objects:
+        where = int(item.y // side) * GRID + int(item.x // side)
+        cells[where] = (1, list(COLOURS).index(item.colour), SHAPES.index(item.shape), int(item.size == "large"))
+    return cells
+
+
+class Packer:
+    """Packs a picture, a caption and many questions into one sequence with a block mask."""
+
+    def __init__(self, processor: SmolVLMProcessor, questions: int, length: int) -> None:
+        self.processor, self.questions, self.length = processor, questions, length
+        self._branches: dict[tuple[str, str], tuple[list[int], int]] = {}
+        content = [{"type": "image"}, {"type": "text", "text": "{}"}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        start, self._rest = prompt.split("{}")
+        text = processor.expand_text_with_image_tokens([start], [[0]], [[0]])[0]
+        self.prefix = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def branch(self, question: str, answer: str) -> tuple[list[int], int]:
+        """Token ids of `question ... answer <eos>` and how many of them are the prompt."""
+        if (question, answer) not in self._branches:
+            encode = self.processor.tokenizer
+            prompt = encode(question + self._rest, add_special_tokens=False)["input_ids"]
+            reply = encode(f" {answer}{encode.eos_token}", add_special_tokens=False)["input_ids"]
+            self._branches[question, answer] = (prompt + reply, len(prompt))
+        return self._branches[question, answer]
+
+    def pack(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """ids, positions, segments, labels and loss weights, each [length]."""
+        ids = np.full(self.length, self.processor.tokenizer.pad_token_id)
+        positions = np.zeros(self.length, dtype=np.int64)
+        segments = np.full(self.length, -1)
+        labels = np.full(self.length, -100)
+        weights = np.zeros(self.length, dtype=np.float32)
+        start = len(self.prefix)
+        ids[:start], positions[:start], segments[:start] = self.prefix, np.arange(start), 0
+        at = start
+        branches = [(*self.branch(CAPTION_REQUEST, caption(scene)), 0.15)]
+        kinds = list(QUESTION_TYPES)
+        rng.shuffle(kinds)
+        for number in range(self.questions):
+            question = ask(scene, kinds[number % len(kinds)], rng)
+            if question is not None:
+                branches.append((*self.branch(question.text, question.answer), 1.0))
+        for segment, (tokens, prompt, weight) in enumerate(branches, start=1):
+            end = at + len(tokens)
+            if end > self.length:
+                break
+            ids[at:end], positions[at:end], segments[at:end] = tokens, np.arange(start, start + len(tokens)), segment
+            labels[at + prompt - 1 : end - 1] = tokens[prompt:]
+            weights[at + prompt - 1 : end - 1] = weight
+            at = end
+        return ids, positions, segments, labels, weights
+
+
+@dataclass
+class Batch:
+    pixels: Tensor
+    cells: Tensor
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+def make_batch(packer: Packer, seed: int, first: int, size: int, pool: int, test_hashes: set[str]) -> Batch:
+    """Scenes `first .. first + size` of the training stream (`pool` of them, then round again, with new questions)."""
+    rows: list[tuple[np.ndarray, ...]] = []
+    for index in range(first, first + size):
+        scene = sample_scene(seed, "train", index % pool)
+        picture = scene.draw()
+        if picture_hash(picture) in test_hashes:
+            continue
+        packed = packer.pack(scene, np.random.default_rng([seed, 9, index]))
+        rows.append((np.asarray(picture), cells_of(scene), *packed))
+    stacked = [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
+    stacked[0] = stacked[0].permute(0, 3, 1, 2).float() / 127.5 - 1
+    return Batch(*stacked)
+
+
+def loss_of(model: SmolVLMForConditionalGeneration, readout: CellReadout, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """Answer cross-entropy over the packed questions, plus the read-out's loss."""
+    features = model.model.get_image_features(batch.pixels[:, None], return_dict=True).pooler_output
+    embeddings = model.model.text_model.get_input_embeddings()(batch.ids)
+    embeddings = model.model.inputs_merger(batch.ids, embeddings, features.float())
+    causal = torch.ones(batch.ids.shape[1], batch.ids.shape[1], dtype=torch.bool).tril()
+    same = (batch.segments[:, :, None] == batch.segments[:, None, :]) | (batch.segments[:, None, :] == 0)
+    states = model.model.text_model(
+        inputs_embeds=embeddings, attention_mask=(same & causal)[:, None], position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    wanted = batch.labels >= 0
+    logits = model.lm_head(states[wanted])
+    each = F.cross_entropy(logits.float(), batch.labels[wanted], reduction="none")
+    weight = batch.weights[wanted]
+    answers = (each * weight).sum() / weight.sum()
+    cells = readout(features, batch.cells)
+    hit = (logits.argmax(-1) == batch.labels[wanted]) & (weight == 1) & (batch.labels[wanted] > 5)
+    asked = (weight == 1) & (batch.labels[wanted] > 5)
+    return answers + 0.3 * cells, {"answers": answers.item(), "cells": cells.item(), "accuracy": (hit.sum() / asked.sum()).item()}
+
+
+def make_optimizers(model: SmolVLMForConditionalGeneration, readout: CellReadout, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for embeddings, head, norms, biases and the read-out."""
+    named = {**dict(model.named_parameters()), **dict(readout.named_parameters(prefix="readout"))}
+    matrices = [p for name, p in named.items() if p.ndim == 2 and ".layers." in name]
+    others = [p for name, p in named.items() if not (p.ndim == 2 and ".layers." in name)]
+    if not muon_lr:
+        matrices, others = [], matrices + others
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def schedule(step: int, steps: int, warmup: int = 100, cooldown: float = 0.4) -> float:
+    """Share of the peak learning rate: linear warm-up, constant, then linear to zero over the last `cooldown`."""
+    return min((step + 1) / warmup, 1.0, (steps - step) / (cooldown * steps))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures a step")
+    parser.add_argument("--questions", type=int, default=12, help="questions a picture")
+    parser.add_argument("--pool", type=int, default=100_000, help="distinct training pictures")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--muon-lr", type=float, default=2e-3)
+    parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--vision-width", type=int, default=128)
+    parser.add_argument("--vision-layers", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=500)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    processor = build_processor()
+    model = build_model(processor, args.width, args.layers, args.vision_width, args.vision_layers)
+    readout = CellReadout(args.width)
+    packer = Packer(processor, args.questions, length=20 + 40 + 14 * args.questions)
+    test_hashes = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(5000)}
+    parameters = [*model.parameters(), *readout.parameters()]
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(processor.tokenizer)}", flush=True)
+    optimizers = make_optimizers(model, readout, args.lr, args.muon_lr)
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    state_file = args.out / "state.pt"
+    first = 0
+    if state_file.exists():
+        state = torch.load(state_file)
+        model.load_state_dict(state["model"])
+        readout.load_state_dict(state["readout"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first = state["step"]
+    began = time.perf_counter()
+    for step in range(first, args.steps):
+        batch = make_batch(packer, args.seed, step * args.batch_size, args.batch_size, args.pool, test_hashes)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, shown = loss_of(model, readout, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * schedule(step, args.steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        if step % 20 == 0:
+            seconds = (time.perf_counter() - began) / (step - first + 1)
+            print(json.dumps({"step": step, **{k: round(v, 4) for k, v in shown.items()}, "step_s": round(seconds, 3)}), flush=True)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            fresh = args.out / "vlm.new"
+            model.save_pretrained(fresh)
+            processor.save_pretrained(fresh)
+            shutil.rmtree(args.out / "vlm", ignore_errors=True)
+            fresh.rename(args.out / "vlm")
+            torch.save({"model": model.state_dict(), "readout": readout.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1}, args.out / "state.new")
+            (args.out / "state.new").rename(state_file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Fine-tune vision-language-action models without destroying the vision-language model inside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla_tune.methods import load_anchor, make_method
+
+__all__ = ["load_anchor", "make_method"]
+
+
+def __getattr__(name: str) -> Any:
+    """The library's two entry points, imported when asked for: the package itself imports neither torch nor lerobot."""
+    if name in __all__:
+        from vla_tune import methods
+
+        return getattr(methods, name)
+    raise AttributeError(f"module 'vla_tune' has no attribute '{name}'")

@@ -1,0 +1,193 @@
+"""Artifact folders: the only thing that passes between stages.
+
+A stage works in a folder of its own beside the target; when all is written, `Draft.publish` adds `artifact.json` with
+a digest of every file and renames the folder, so an artifact is either whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vla_tune.errors import UserError
+
+SCHEMA = "vla-tune/artifact/1"
+UNLISTED = "checkpoints"
+"""A folder of an artifact that its files table leaves out: what `--resume` needs and nobody reads."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's folder and its verified manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """`sha256:...` of the files table."""
+        return table_digest(self.manifest["files"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = self.manifest["metrics"]
+        return metrics
+
+    @property
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = self.manifest["config"]
+        return config
+
+    def as_input(self) -> dict[str, str]:
+        """How a later stage's manifest names this artifact."""
+        return {"stage": self.manifest["stage"], "path": str(self.path), "digest": self.digest}
+
+
+class Draft:
+    """A stage folder while it is written.
+
+    Args:
+        target: the final folder, `RUN/<stage>`.
+        stage: the stage's name.
+        overwrite: whether a finished folder may be replaced (only when the new one is whole).
+        keep: whether what an earlier, interrupted run left in the working folder stays (for `--resume`).
+
+    Raises:
+        UserError: the target exists and `overwrite` is false.
+    """
+
+    def __init__(self, target: Path, stage: str, *, overwrite: bool = False, keep: bool = False) -> None:
+        if target.exists() and not overwrite:
+            raise UserError(f"{target} exists already; give --overwrite to replace it, or another --out")
+        self.target, self.stage = target, stage
+        self.path = target.with_name(f"{target.name}.partial")
+        if self.path.exists() and not keep:
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def publish(self, *, config: dict[str, Any], inputs: list[dict[str, str]], metrics: dict[str, Any], device: str = "cpu") -> Artifact:
+        """Write `artifact.json`, sync, and rename the working folder to the target."""
+        manifest = {
+            "schema": SCHEMA,
+            "stage": self.stage,
+            "version": importlib.metadata.version("vla-tune"),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": config,
+            "inputs": inputs,
+            "files": files_table(self.path),
+            "environment": environment(device),
+            "metrics": metrics,
+        }
+        write_json(self.path / "artifact.json", manifest)
+        old = self.target.with_name(f"{self.target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.target.exists():
+            self.target.rename(old)
+        self.path.rename(self.target)
+        sync_folder(self.target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        return Artifact(self.target, manifest)
+
+    def discard(self) -> None:
+        """Remove the working folder: nothing half-written is left behind."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def read_artifact(path: Path, stage: str, make_with: str) -> Artifact:
+    """Open an artifact and verify it: presence, schema, stage, and the size and digest of every file.
+
+    Raises:
+        UserError: names the file that is missing or changed, and `make_with`, the command that makes the artifact.
+    """
+    remedy = f"make it with `{make_with}`"
+    file = path / "artifact.json"
+    if not file.is_file():
+        partial = path.with_name(f"{path.name}.partial")
+        state = "is unfinished" if path.exists() or partial.exists() else "is missing"
+        raise UserError(f"the {stage} artifact {path} {state} (no {file.name}); {remedy}")
+    try:
+        manifest = json.loads(file.read_text())
+        found = manifest["schema"], manifest["stage"]
+        files = manifest["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is damaged; {remedy}") from None
+    if found != (SCHEMA, stage):
+        raise UserError(f"{path} is a '{found[1]}' artifact of schema '{found[0]}', not a '{stage}' artifact of '{SCHEMA}'; {remedy}")
+    for name, entry in files:
+        part = path / name
+        if not part.is_file():
+            raise UserError(f"{part} is missing from the {stage} artifact; {remedy}")
+        if part.stat().st_size != entry["bytes"]:
+            raise UserError(f"{part} is truncated: {part.stat().st_size} bytes of {entry['bytes']}; {remedy}")
+        if file_digest(part) != entry["sha256"]:
+            raise UserError(f"{part} was changed after it was written (its digest differs); {remedy}")
+    return Artifact(path, manifest)
+
+
+def files_table(folder: Path) -> dict[str, dict[str, Any]]:
+    """`{relative path: {sha256, bytes}}` of every file of an artifact, sorted by path."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "artifact.json")
+    named = ((file, file.relative_to(folder)) for file in files)
+    return {
+        name.as_posix(): {"sha256": file_digest(file), "bytes": file.stat().st_size} for file, name in named if name.parts[0] != UNLISTED
+    }
+
+
+def table_digest(table: dict[str, Any]) -> str:
+    """The digest of a JSON-serialisable table, independent of the order of its keys."""
+    return f"sha256:{hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()}"
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write JSON under a temporary name, sync it, and rename it into place."""
+    fresh = file.with_name(f"{file.name}.new")
+    with fresh.open("w") as stream:
+        json.dump(value, stream, indent=1)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def environment(device: str) -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+        "lerobot": importlib.metadata.version("lerobot"),
+        "git": _git_revision(),
+        "device": device,
+    }
+
+
+def _git_revision() -> str:
+    """The checkout's commit, with `-dirty` where it has changes; empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

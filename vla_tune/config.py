@@ -1,0 +1,267 @@
+"""The typed configuration schema, and how a pipeline and its overrides become one `Config`.
+
+A pipeline is a YAML file; every key of it, and every `KEY=VALUE` of the command line, must be a field below. OmegaConf
+checks the types; an unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla_tune.errors import UserError, nearest
+from vla_tune.resources import available, resource
+
+METHODS = ("full", "frozen", "lora", "aegis")
+
+
+@dataclass
+class PolicyConfig:
+    """Which policy is trained.
+
+    path: what `train` starts from, a Hub id or a lerobot policy folder. Without it a new action expert is put on
+        `base_vlm`.
+    base_vlm: the VLM whose skill counts, a Hub id, a folder, or `demo` (the VLM that is shipped). Default: the starting
+        policy's own.
+    settings: fields of lerobot's policy configuration (`SmolVLAConfig`), such as `chunk_size`.
+    """
+
+    path: str | None = None
+    base_vlm: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    """The demonstrations: either `manifest` (what we generate) or a LeRobotDataset by `repo_id` and, offline, `root`.
+
+    cache_mb: datasets that need at most this many megabytes once decoded are read into memory before training.
+    """
+
+    manifest: str | None = None
+    repo_id: str | None = None
+    root: str | None = None
+    cache_mb: int = 4000
+
+
+@dataclass
+class AnchorConfig:
+    """`samples` VQA questions of the manifest's anchor split; `path` names an anchor artifact to use instead."""
+
+    samples: int = 1000
+    batch_size: int = 50
+    path: str | None = None
+
+
+@dataclass
+class MethodConfig:
+    """`name` is one of `METHODS`; the other fields belong to the method that their prefix names."""
+
+    name: str = "full"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+
+
+@dataclass
+class TrainConfig:
+    """The optimisation; lerobot's optimizer and schedule presets with these values put in.
+
+    path: what the evaluations score, a train artifact or any lerobot policy folder. Default: `RUN/train`.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    lr: float = 1e-4
+    warmup_steps: int = 50
+    log_every: int = 10
+    checkpoint_every: int = 200
+    path: str | None = None
+
+
+@dataclass
+class VqaConfig:
+    """`questions` of the manifest's test split; intervals by `bootstrap` resamplings over images."""
+
+    manifest: str = "shapes"
+    questions: int = 3000
+    batch_size: int = 100
+    max_new_tokens: int = 6
+    bootstrap: int = 2000
+
+
+@dataclass
+class RolloutConfig:
+    """Closed-loop episodes: `episodes` in all, dealt evenly over `tasks`, on seeds from `first_seed` on.
+
+    parallel: episodes whose policy calls share a batch.
+    videos: how many episodes are kept as a video, the first of each task first.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    episodes: int = 60
+    first_seed: int = 10_000
+    n_action_steps: int = 8
+    step_limit: int = 150
+    image_size: int = 64
+    parallel: int = 10
+    videos: int = 4
+
+
+@dataclass
+class Config:
+    """A pipeline: everything that the stages read."""
+
+    name: str
+    seed: int = 0
+    device: str = "cpu"
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    vqa: VqaConfig = field(default_factory=VqaConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, as it is written into an artifact."""
+        return dataclasses.asdict(self)
+
+
+AT_LEAST_ONE = (
+    "anchor.samples",
+    "anchor.batch_size",
+    "method.lora_rank",
+    "method.lora_alpha",
+    "train.steps",
+    "train.batch_size",
+    "train.log_every",
+    "train.checkpoint_every",
+    "vqa.questions",
+    "vqa.batch_size",
+    "vqa.max_new_tokens",
+    "vqa.bootstrap",
+    "rollout.episodes",
+    "rollout.n_action_steps",
+    "rollout.step_limit",
+    "rollout.image_size",
+    "rollout.parallel",
+)
+AT_LEAST_ZERO = ("seed", "data.cache_mb", "train.warmup_steps", "rollout.first_seed", "rollout.videos")
+
+
+def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
+    """The pipeline's YAML with the overrides applied.
+
+    Raises:
+        UserError: unknown pipeline, unreadable YAML, unknown key, value of a wrong type or out of range.
+    """
+    file = find_pipeline(pipeline)
+    values = {"name": file.stem, **read_yaml(file)}
+    config = structured(Config, values, overrides or [], str(file))
+    _check_values(config)
+    return config
+
+
+def find_pipeline(pipeline: str) -> Path:
+    """The file of a shipped pipeline's name, or the path of a YAML file."""
+    if pipeline.endswith((".yaml", ".yml")) or "/" in pipeline:
+        if not Path(pipeline).is_file():
+            raise UserError(f"PIPELINE: there is no file {pipeline}")
+        return Path(pipeline)
+    if pipeline not in available("pipelines"):
+        hint = nearest(pipeline, available("pipelines"))
+        raise UserError(f"PIPELINE: there is no shipped pipeline '{pipeline}'; {hint} (or give the path of a YAML file)")
+    return resource("pipelines", f"{pipeline}.yaml")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; a UserError names the file and the line where it cannot be read."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected a mapping of keys to values")
+    return values
+
+
+def structured[T](schema: type[T], values: dict[str, Any], overrides: list[str], source: str) -> T:
+    """`values`, then `overrides` (KEY=VALUE), as an instance of the dataclass `schema`.
+
+    Raises:
+        UserError: unknown key (with the nearest known one), or a value of a wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    for key in _leaves(values):
+        _check_known(schema, key, source)
+    merged = OmegaConf.structured(schema)
+    try:
+        merged = OmegaConf.merge(merged, OmegaConf.create(values))
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals or not key:
+                raise UserError(f"'{override}': an override is written KEY=VALUE, for example train.steps=500")
+            _check_known(schema, key, "command line")
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        return typing.cast(T, OmegaConf.to_object(merged))
+    except MissingMandatoryValue as error:
+        raise UserError(f"{source}: a value is missing: {str(error).splitlines()[0]}") from None
+    except OmegaConfBaseException as error:
+        where = f" ({error.full_key})" if getattr(error, "full_key", None) else ""
+        raise UserError(f"{source}: {str(error).splitlines()[0]}{where}") from None
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        keys += _leaves(value, f"{path}.") if isinstance(value, dict) and value else [path]
+    return keys
+
+
+def _check_known(schema: type, key: str, source: str) -> None:
+    """Walk the dotted key down the dataclasses; a plain `dict` field accepts whatever is below it."""
+    at, walked = schema, ""
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(at):
+            if at is not Any and typing.get_origin(at) is not dict:
+                raise UserError(f"{source}: '{walked[:-1]}' is a single value and has no '{part}' below it")
+            return
+        fields = typing.get_type_hints(at)
+        if part not in fields:
+            near = nearest(f"{walked}{part}", [f"{walked}{name}" for name in fields])
+            raise UserError(f"{source}: unknown key '{key}'; {near}")
+        at, walked = _without_none(fields[part]), f"{walked}{part}."
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(option for option in typing.get_args(hint) if option is not type(None))
+    return hint
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    at: Any = config
+    for part in key.split("."):
+        at = getattr(at, part)
+    return at
+
+
+def _check_values(config: Config) -> None:
+    for least, keys in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
+        for key in keys:
+            if value_of(config, key) < least:
+                raise UserError(f"{key}={value_of(config, key)}: must be at least {least}")
+    if not config.train.lr > 0:
+        raise UserError(f"train.lr={config.train.lr}: must be above 0")
+    if config.method.name not in METHODS:
+        raise UserError(f"method.name={config.method.name}: unknown method; {nearest(config.method.name, list(METHODS))}")

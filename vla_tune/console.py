@@ -1,0 +1,93 @@
+"""What a person sees: rich on a terminal, plain lines when piped or in CI."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_EVERY_S = 15.0
+"""Seconds between two progress lines when there is no terminal."""
+
+
+def is_rich() -> bool:
+    """Whether stdout is a terminal that a person looks at."""
+    return sys.stdout.isatty() and not os.environ.get("CI")
+
+
+def console() -> Console:
+    """Where results go (stdout)."""
+    return Console(highlight=False) if is_rich() else Console(highlight=False, force_terminal=False, no_color=True, width=160, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    console().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """A setting that is skipped, or a result to be careful with; on stderr, so that it never mixes with results."""
+    Console(stderr=True, highlight=False, no_color=not sys.stderr.isatty()).print(f"warning: {text}", markup=False, soft_wrap=True)
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A table; numbers are passed already formatted."""
+    grid = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        grid.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        grid.add_row(*row)
+    console().print(grid)
+
+
+class Counter:
+    """Counts finished units of a long job and shows rate and time left."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done = self._start = 0
+        self._began = self._shown = time.monotonic()
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more units are done; `note` is a figure worth seeing, such as the loss."""
+        self.done += count
+        if self._bar:
+            bar, task = self._bar
+            bar.update(task, advance=count, rate=f"{self.rate:.1f} {self.unit}/s", note=note)
+        elif time.monotonic() - self._shown >= PLAIN_EVERY_S:
+            self._shown = time.monotonic()
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            say(f"{self.description}: {self.done}/{self.total} {self.unit}, {self.rate:.1f} {self.unit}/s, {left:.0f} s left {note}".rstrip())
+
+    def skip(self, count: int) -> None:
+        """`count` units were done by an earlier run; they do not count into the rate."""
+        self.done = self._start = count
+        if self._bar:
+            self._bar[0].update(self._bar[1], completed=count)
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return (self.done - self._start) / max(time.monotonic() - self._began, 1e-9)
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str) -> Iterator[Counter]:
+    """A progress bar on a terminal, else a line now and then and one at the end."""
+    counter = Counter(description, total, unit)
+    if not is_rich():
+        yield counter
+        if counter.done > counter._start:  # noqa: SLF001 - the counter is this module's own
+            say(f"{description}: {counter.done}/{total} {unit}, {counter.rate:.1f} {unit}/s")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console()) as bar:
+        counter._bar = (bar, bar.add_task(description, total=total, rate="", note=""))  # noqa: SLF001
+        yield counter

@@ -1,0 +1,23 @@
+"""The two ways in which a command ends badly, each with its exit code."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """The user's input is wrong: the message names the thing, where it is and how to mend it. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(RuntimeError):
+    """It failed while running (NaN loss, full disk): the message says what is safe. Exit code 1."""
+
+    exit_code = 1
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?` for the closest known name, else a list of what is known."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"

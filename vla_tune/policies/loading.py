@@ -1,0 +1,213 @@
+"""Opening and saving policies and VLMs by their libraries' own loaders, with messages that say how to mend a failure."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vla_tune.errors import UserError, nearest
+from vla_tune.resources import demo_vlm
+
+if TYPE_CHECKING:
+    from lerobot.configs import PolicyFeature
+    from lerobot.policies.pretrained import PreTrainedPolicy
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from lerobot.processor import PolicyProcessorPipeline
+    from transformers import SmolVLMForConditionalGeneration, SmolVLMProcessor
+
+
+def vlm_source(name: str) -> str:
+    """A Hub id or an absolute folder; `demo` is the VLM that is shipped."""
+    if name == "demo":
+        return str(demo_vlm())
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def load_vlm(source: str) -> tuple[SmolVLMForConditionalGeneration, SmolVLMProcessor]:
+    """A stock Hugging Face VLM in float32, in evaluation mode, and its processor.
+
+    Raises:
+        UserError: it cannot be opened (no such folder, no network, incomplete).
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        with quiet():
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+            processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the VLM '{source}' cannot be opened ({_first_line(error)}); check policy.base_vlm") from None
+    return model.eval(), processor
+
+
+def new_policy(base_vlm: str, settings: dict[str, Any], features: tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]) -> SmolVLAPolicy:
+    """A SmolVLA with a new action expert on `base_vlm`, all float32.
+
+    lerobot's own loading would round the VLM's weights to bfloat16, so the architecture is made without weights and
+    they are copied in.
+
+    Args:
+        settings: fields of `SmolVLAConfig`.
+        features: lerobot's input and output features.
+    """
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    known = [f.name for f in dataclasses.fields(SmolVLAConfig)]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"policy.settings.{key}: lerobot's SmolVLAConfig has no such field; {nearest(key, known)}")
+    inputs, outputs = features
+    fixed = {"vlm_model_name": base_vlm, "load_vlm_weights": False, "input_features": inputs, "output_features": outputs}
+    try:
+        config = SmolVLAConfig(**{"device": "cpu", "push_to_hub": False, **settings, **fixed})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"policy.settings: {_first_line(error)}") from None
+    vlm, _ = load_vlm(base_vlm)
+    with quiet():
+        policy = SmolVLAPolicy(config)
+    policy.float()
+    inner = policy.model.vlm_with_expert.vlm
+    kept = set(inner.state_dict())
+    inner.load_state_dict({name: tensor for name, tensor in vlm.state_dict().items() if name in kept}, strict=True)
+    return policy
+
+
+def load_policy(path: str, *, vlm: str | None = None, n_action_steps: int | None = None, device: str = "cpu") -> SmolVLAPolicy:
+    """Any lerobot SmolVLA, from a folder or the Hub, by lerobot's own strict loader; nothing is cast.
+
+    Args:
+        vlm: the VLM folder or Hub id that gives architecture and tokenizer, where the policy's own is out of reach.
+    """
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    from vla_tune.policies import ADAPTERS
+
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a lerobot policy folder: it has no config.json")
+    try:
+        with quiet():
+            config = PreTrainedConfig.from_pretrained(path)
+    except Exception as error:  # draccus and the Hub raise many kinds
+        raise UserError(f"the policy '{path}' cannot be opened ({_first_line(error)}); check its path") from None
+    if config.type not in ADAPTERS:
+        raise UserError(f"policy '{path}' is of type '{config.type}', which has no adapter; those that have: {', '.join(ADAPTERS)}")
+    config.vlm_model_name = policy_vlm(path, config.vlm_model_name, vlm)
+    config.device = device
+    if n_action_steps is not None:
+        if n_action_steps > config.chunk_size:
+            raise UserError(f"rollout.n_action_steps={n_action_steps} is more than the policy's chunk_size={config.chunk_size}")
+        config.n_action_steps = n_action_steps
+    try:
+        with quiet():
+            policy = SmolVLAPolicy.from_pretrained(path, config=config, strict=True)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"the policy '{path}' cannot be loaded ({_first_line(error)}); it needs its VLM '{config.vlm_model_name}'") from None
+    return policy
+
+
+def policy_vlm(path: str, named: str, override: str | None = None) -> str:
+    """The VLM folder or Hub id to open a policy with: `override`, else the `vlm/` beside it, else what it names."""
+    beside = Path(path).resolve().parent / "vlm"
+    if override:
+        return override
+    return str(beside) if beside.is_dir() and (Path(path).is_dir()) else named
+
+
+def load_processors(
+    policy: PreTrainedPolicy, path: str | None = None, stats: dict[str, dict[str, Tensor]] | None = None
+) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+    """lerobot's pre- and post-processor: those saved with the policy at `path`, or new ones from dataset statistics."""
+    from lerobot.policies.factory import make_pre_post_processors
+
+    config = policy.config
+    if path is None:
+        return make_pre_post_processors(config, dataset_stats=stats)
+    device = {"device_processor": {"device": str(config.device)}}
+    overrides: dict[str, Any] = {"tokenizer_processor": {"tokenizer_name": config.vlm_model_name}, **device}
+    if stats is not None:
+        overrides["normalizer_processor"] = {
+            "stats": stats,
+            "features": {**config.input_features, **config.output_features},
+            "norm_map": config.normalization_mapping,
+        }
+    post: dict[str, Any] = {}
+    if stats is not None:
+        post["unnormalizer_processor"] = {"stats": stats, "features": config.output_features, "norm_map": config.normalization_mapping}
+    try:
+        return make_pre_post_processors(config, pretrained_path=path, preprocessor_overrides=overrides, postprocessor_overrides=post)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the processors of policy '{path}' cannot be opened ({_first_line(error)})") from None
+
+
+def grafted_vlm(policy: SmolVLAPolicy, base: str) -> tuple[SmolVLMForConditionalGeneration, SmolVLMProcessor]:
+    """The policy's VLM at full depth: its tensors in place of the base VLM's, whose upper layers stay where it cut them.
+
+    Raises:
+        UserError: the policy's VLM does not fit the base VLM.
+    """
+    vlm, processor = load_vlm(base)
+    tuned = policy.model.vlm_with_expert.vlm.state_dict()
+    whole = vlm.state_dict()
+    misfits = [name for name, tensor in tuned.items() if name not in whole or whole[name].shape != tensor.shape]
+    if misfits:
+        raise UserError(f"the policy's VLM does not fit the base VLM '{base}' (first difference: {misfits[0]}); set policy.base_vlm")
+    vlm.load_state_dict(tuned, strict=False)
+    return vlm, processor
+
+
+def save_vlm(vlm: SmolVLMForConditionalGeneration, processor: SmolVLMProcessor, folder: Path) -> None:
+    """A stock Hugging Face checkpoint with its processor."""
+    with quiet():
+        vlm.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+def save_policy(policy: SmolVLAPolicy, processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline], folder: Path, vlm: str) -> None:
+    """A stock lerobot policy directory that names `vlm` (a Hub id or a final folder) as its VLM and tokenizer."""
+    config = policy.config
+    before = config.vlm_model_name, config.load_vlm_weights, config.pretrained_path
+    config.vlm_model_name, config.load_vlm_weights, config.pretrained_path = vlm, False, None
+    tokenizers = [step for step in processors[0].steps if hasattr(step, "tokenizer_name")]
+    names = [step.tokenizer_name for step in tokenizers]
+    try:
+        for step in tokenizers:
+            step.tokenizer_name = vlm
+        policy.save_pretrained(folder)
+        for processor in processors:
+            processor.save_pretrained(folder)
+    finally:
+        config.vlm_model_name, config.load_vlm_weights, config.pretrained_path = before
+        for step, name in zip(tokenizers, names, strict=True):
+            step.tokenizer_name = name
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep lerobot's and transformers' prints and progress bars out of our output."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else f"{text[:300]}..."
+
+
