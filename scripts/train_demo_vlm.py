@@ -94,7 +94,9 @@ def build_processor(vocab_size: int = 512) -> SmolVLMProcessor:
     )
 
 
-def build_model(processor: SmolVLMProcessor, width: int, layers: int, vision_width: int, vision_layers: int) -> SmolVLMForConditionalGeneration:
+def build_model(
+    processor: SmolVLMProcessor, width: int, layers: int, vision_width: int, vision_layers: int
+) -> SmolVLMForConditionalGeneration:
     """A SmolVLM with random weights; the head is untied because lerobot's SmolVLA freezes it by name."""
     tokenizer = processor.tokenizer
     config = SmolVLMConfig(
@@ -343,7 +345,15 @@ def main() -> None:
             processor.save_pretrained(fresh)
             shutil.rmtree(args.out / "vlm", ignore_errors=True)
             fresh.rename(args.out / "vlm")
-            torch.save({"model": model.state_dict(), "readout": readout.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1}, args.out / "state.new")
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "readout": readout.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "step": step + 1,
+                },
+                args.out / "state.new",
+            )
             (args.out / "state.new").rename(state_file)
 
 

@@ -63,9 +63,13 @@ class Draft:
 
     Raises:
         UserError: the target exists and `overwrite` is false.
+
     """
 
     def __init__(self, target: Path, stage: str, *, overwrite: bool = False, keep: bool = False) -> None:
+        self._old = target.with_name(f"{target.name}.old")
+        if self._old.exists() and not target.exists():
+            self._old.rename(target)  # an earlier run was killed between the two renames of `publish`
         if target.exists() and not overwrite:
             raise UserError(f"{target} exists already; give --overwrite to replace it, or another --out")
         self.target, self.stage = target, stage
@@ -76,7 +80,7 @@ class Draft:
 
     def publish(self, *, config: dict[str, Any], inputs: list[dict[str, str]], metrics: dict[str, Any], device: str = "cpu") -> Artifact:
         """Write `artifact.json`, sync, and rename the working folder to the target."""
-        manifest = {
+        manifest: dict[str, Any] = {
             "schema": SCHEMA,
             "stage": self.stage,
             "version": importlib.metadata.version("vla-tune"),
@@ -87,18 +91,28 @@ class Draft:
             "environment": environment(device),
             "metrics": metrics,
         }
+        for name in manifest["files"]:
+            with (self.path / name).open("rb") as stream:
+                os.fsync(stream.fileno())
         write_json(self.path / "artifact.json", manifest)
-        old = self.target.with_name(f"{self.target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
         if self.target.exists():
-            self.target.rename(old)
-        self.path.rename(self.target)
+            self.target.rename(self._old)
+        try:
+            self.path.rename(self.target)
+        except OSError:
+            if self._old.exists():
+                self._old.rename(self.target)
+            raise
         sync_folder(self.target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
         return Artifact(self.target, manifest)
 
-    def discard(self) -> None:
-        """Remove the working folder: nothing half-written is left behind."""
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Nothing half-written is left behind: without a `publish`, the working folder goes."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -107,6 +121,7 @@ def read_artifact(path: Path, stage: str, make_with: str) -> Artifact:
 
     Raises:
         UserError: names the file that is missing or changed, and `make_with`, the command that makes the artifact.
+
     """
     remedy = f"make it with `{make_with}`"
     file = path / "artifact.json"
@@ -117,18 +132,21 @@ def read_artifact(path: Path, stage: str, make_with: str) -> Artifact:
     try:
         manifest = json.loads(file.read_text())
         found = manifest["schema"], manifest["stage"]
-        files = manifest["files"].items()
+        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()]
+        whole = isinstance(manifest["config"], dict) and isinstance(manifest["metrics"], dict)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is damaged; {remedy}") from None
+        whole = False
+    if not whole:
+        raise UserError(f"{file} is damaged; {remedy}")
     if found != (SCHEMA, stage):
         raise UserError(f"{path} is a '{found[1]}' artifact of schema '{found[0]}', not a '{stage}' artifact of '{SCHEMA}'; {remedy}")
-    for name, entry in files:
+    for name, size, digest in files:
         part = path / name
         if not part.is_file():
             raise UserError(f"{part} is missing from the {stage} artifact; {remedy}")
-        if part.stat().st_size != entry["bytes"]:
-            raise UserError(f"{part} is truncated: {part.stat().st_size} bytes of {entry['bytes']}; {remedy}")
-        if file_digest(part) != entry["sha256"]:
+        if part.stat().st_size != size:
+            raise UserError(f"{part} is truncated: {part.stat().st_size} bytes of {size}; {remedy}")
+        if file_digest(part) != digest:
             raise UserError(f"{part} was changed after it was written (its digest differs); {remedy}")
     return Artifact(path, manifest)
 

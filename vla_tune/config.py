@@ -158,6 +158,7 @@ def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
 
     Raises:
         UserError: unknown pipeline, unreadable YAML, unknown key, value of a wrong type or out of range.
+
     """
     file = find_pipeline(pipeline)
     values = {"name": file.stem, **read_yaml(file)}
@@ -196,27 +197,34 @@ def structured[T](schema: type[T], values: dict[str, Any], overrides: list[str],
 
     Raises:
         UserError: unknown key (with the nearest known one), or a value of a wrong type.
+
     """
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     for key in _leaves(values):
         _check_known(schema, key, source)
     merged = OmegaConf.structured(schema)
+    where, key = source, ""
     try:
         merged = OmegaConf.merge(merged, OmegaConf.create(values))
+        where = "command line"
         for override in overrides:
             key, equals, _ = override.partition("=")
             if not equals or not key:
                 raise UserError(f"'{override}': an override is written KEY=VALUE, for example train.steps=500")
-            _check_known(schema, key, "command line")
+            _check_known(schema, key, where)
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        where, key = source, ""
         return typing.cast(T, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
         raise UserError(f"{source}: a value is missing: {str(error).splitlines()[0]}") from None
     except OmegaConfBaseException as error:
-        where = f" ({error.full_key})" if getattr(error, "full_key", None) else ""
-        raise UserError(f"{source}: {str(error).splitlines()[0]}{where}") from None
+        at = getattr(error, "full_key", None) or key
+        raise UserError(f"{where}: {str(error).splitlines()[0]}{f' ({at})' if at else ''}") from None
+    except yaml.YAMLError:
+        raise UserError(f"{where}: the value of '{override}' is not readable as YAML") from None
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -261,7 +269,7 @@ def _check_values(config: Config) -> None:
         for key in keys:
             if value_of(config, key) < least:
                 raise UserError(f"{key}={value_of(config, key)}: must be at least {least}")
-    if not config.train.lr > 0:
-        raise UserError(f"train.lr={config.train.lr}: must be above 0")
+    if not 0 < config.train.lr < float("inf"):
+        raise UserError(f"train.lr={config.train.lr}: must be a finite number above 0")
     if config.method.name not in METHODS:
         raise UserError(f"method.name={config.method.name}: unknown method; {nearest(config.method.name, list(METHODS))}")

@@ -23,7 +23,9 @@ def is_rich() -> bool:
 
 def console() -> Console:
     """Where results go (stdout)."""
-    return Console(highlight=False) if is_rich() else Console(highlight=False, force_terminal=False, no_color=True, width=160, soft_wrap=True)
+    return (
+        Console(highlight=False) if is_rich() else Console(highlight=False, force_terminal=False, no_color=True, width=160, soft_wrap=True)
+    )
 
 
 def say(text: str) -> None:
@@ -64,7 +66,9 @@ class Counter:
         elif time.monotonic() - self._shown >= PLAIN_EVERY_S:
             self._shown = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)
-            say(f"{self.description}: {self.done}/{self.total} {self.unit}, {self.rate:.1f} {self.unit}/s, {left:.0f} s left {note}".rstrip())
+            say(
+                f"{self.description}: {self.done}/{self.total} {self.unit}, {self.rate:.1f} {self.unit}/s, {left:.0f} s left {note}".rstrip()
+            )
 
     def skip(self, count: int) -> None:
         """`count` units were done by an earlier run; they do not count into the rate."""

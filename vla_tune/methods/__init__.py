@@ -1,0 +1,58 @@
+"""Fine-tuning methods, one a file; `make_method` is how a training loop gets one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vla_tune.anchors import Anchor, check_compatible, load_anchor
+from vla_tune.config import METHODS, MethodConfig
+from vla_tune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from lerobot.policies.pretrained import PreTrainedPolicy
+
+    from vla_tune.methods.base import Method
+
+__all__ = ["load_anchor", "make_method"]
+
+
+def make_method(name: str, policy: PreTrainedPolicy, *, anchor: Anchor | None = None, settings: MethodConfig | None = None) -> Method:
+    """Prepare a policy for a method, in place.
+
+    Args:
+        name: one of `vla_tune.config.METHODS`.
+        policy: a stock lerobot policy with an adapter.
+        anchor: from `load_anchor`; checked against the policy's VLM.
+
+    Raises:
+        UserError: unknown method, no anchor where one is needed, an anchor of another backbone.
+
+    """
+    from vla_tune.policies import adapt
+    from vla_tune.policies.weights import weights_digest
+
+    kind = method_class(name)
+    adapter = adapt(policy)
+    if anchor is not None:
+        backbone = weights_digest(adapter.vlm.state_dict())
+        check_compatible(anchor, layers=len(adapter.layers()), width=adapter.width, backbone=backbone)
+    return kind(policy, settings or MethodConfig(name=name), anchor)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method's name.
+
+    Raises:
+        UserError: unknown method.
+
+    """
+    from vla_tune.methods.aegis import Aegis
+    from vla_tune.methods.frozen import Frozen
+    from vla_tune.methods.full import Full
+    from vla_tune.methods.lora import LoRA
+
+    kinds: dict[str, type[Method]] = {kind.name: kind for kind in (Full, Frozen, LoRA, Aegis)}
+    assert set(kinds) == set(METHODS)
+    if name not in kinds:
+        raise UserError(f"method.name={name}: unknown method; {nearest(name, list(kinds))}")
+    return kinds[name]

@@ -19,6 +19,7 @@ def adapt(policy: PreTrainedPolicy) -> SmolVLAAdapter:
 
     Raises:
         UserError: there is none for this type of policy; the message lists those that there are.
+
     """
     from vla_tune.policies.smolvla import SmolVLAAdapter
 

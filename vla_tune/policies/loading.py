@@ -35,6 +35,7 @@ def load_vlm(source: str) -> tuple[SmolVLMForConditionalGeneration, SmolVLMProce
 
     Raises:
         UserError: it cannot be opened (no such folder, no network, incomplete).
+
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -47,7 +48,9 @@ def load_vlm(source: str) -> tuple[SmolVLMForConditionalGeneration, SmolVLMProce
     return model.eval(), processor
 
 
-def new_policy(base_vlm: str, settings: dict[str, Any], features: tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]) -> SmolVLAPolicy:
+def new_policy(
+    base_vlm: str, settings: dict[str, Any], features: tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]
+) -> SmolVLAPolicy:
     """A SmolVLA with a new action expert on `base_vlm`, all float32.
 
     lerobot's own loading would round the VLM's weights to bfloat16, so the architecture is made without weights and
@@ -56,6 +59,7 @@ def new_policy(base_vlm: str, settings: dict[str, Any], features: tuple[dict[str
     Args:
         settings: fields of `SmolVLAConfig`.
         features: lerobot's input and output features.
+
     """
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -85,6 +89,7 @@ def load_policy(path: str, *, vlm: str | None = None, n_action_steps: int | None
 
     Args:
         vlm: the VLM folder or Hub id that gives architecture and tokenizer, where the policy's own is out of reach.
+
     """
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -111,7 +116,9 @@ def load_policy(path: str, *, vlm: str | None = None, n_action_steps: int | None
         with quiet():
             policy = SmolVLAPolicy.from_pretrained(path, config=config, strict=True)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"the policy '{path}' cannot be loaded ({_first_line(error)}); it needs its VLM '{config.vlm_model_name}'") from None
+        raise UserError(
+            f"the policy '{path}' cannot be loaded ({_first_line(error)}); it needs its VLM '{config.vlm_model_name}'"
+        ) from None
     return policy
 
 
@@ -154,6 +161,7 @@ def grafted_vlm(policy: SmolVLAPolicy, base: str) -> tuple[SmolVLMForConditional
 
     Raises:
         UserError: the policy's VLM does not fit the base VLM.
+
     """
     vlm, processor = load_vlm(base)
     tuned = policy.model.vlm_with_expert.vlm.state_dict()
@@ -209,5 +217,3 @@ def quiet() -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) < 300 else f"{text[:300]}..."
-
-

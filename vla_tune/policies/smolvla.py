@@ -88,6 +88,7 @@ class SmolVLAAdapter:
         Args:
             images: `[batch, 3, height, width]` in 0..1, resized by the policy's own rule.
             tokens, token_mask: `[batch, length]`, padded on the right.
+
         """
         from lerobot.policies.common.vla_utils import make_att_2d_masks, resize_with_pad
 

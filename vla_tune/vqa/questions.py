@@ -88,9 +88,7 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Question:
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     items = _unique(scene, lambda o: (o.colour, o.shape))
-    pairs = [
-        (a, b, axis) for a in items for b in items for axis in ("x", "y") if getattr(b, axis) - getattr(a, axis) >= RELATION_MARGIN
-    ]
+    pairs = [(a, b, axis) for a in items for b in items for axis in ("x", "y") if getattr(b, axis) - getattr(a, axis) >= RELATION_MARGIN]
     if not pairs:
         return None
     first, second, axis = pairs[rng.integers(len(pairs))]  # first is left of, or above, second

@@ -1,0 +1,33 @@
+METHODS ?= full,aegis
+SEEDS ?= 1
+
+.PHONY: help setup test reproduce lint requirements clean
+
+help:
+	@echo 'make reproduce  the demo, end to end, and its table (METHODS=full,aegis or all; SEEDS=1)'
+	@echo 'make test       the tests'
+	@echo 'make setup      .venv with the pinned packages; the other targets do this first'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make clean      remove build products and tool caches; .venv and runs/ stay'
+
+setup:
+	@bash scripts/setup.sh
+
+test: setup
+	.venv/bin/python -m pytest
+
+reproduce: setup
+	.venv/bin/python -m vla_tune.reproduce --methods $(METHODS) --seeds $(SEEDS)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+requirements: # keeps the versions of requirements.txt that still fit
+	.venv/bin/uv pip compile pyproject.toml --quiet --extra metaworld --group dev --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file requirements.txt
+
+clean:
+	rm -rf build dist .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

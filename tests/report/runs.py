@@ -1,0 +1,119 @@
+"""Run folders in the format of the stages, with invented numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_tune.artifacts import Artifact, Draft, write_json
+from vla_tune.config import load_config
+
+TYPES = ("count", "count_attribute", "colour", "shape", "existence", "relation")
+TASKS = ("reach-v3", "door-open-v3")
+PAYLOAD = "<script>alert('x')</script> & $a_b$"
+MP4 = b"\x00\x00\x00\x18ftypmp42invented"
+
+
+def config(method: str, seed: int) -> dict[str, Any]:
+    return load_config("demo", [f"method.name={method}", f"seed={seed}", "vqa.questions=60"]).to_dict()
+
+
+def publish(run: Path, stage: str, files: dict[str, Any], method: str, seed: int, inputs: list[dict[str, str]] | None = None) -> Artifact:
+    with Draft(run / stage, stage) as draft:
+        for name, content in files.items():
+            file = draft.path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                file.write_bytes(content)
+            elif name.endswith(".parquet"):
+                pq.write_table(pa.Table.from_pylist(content), file)
+            elif name.endswith(".jsonl"):
+                file.write_text("".join(json.dumps(row) + "\n" for row in content))
+            else:
+                write_json(file, content)
+        return draft.publish(config=config(method, seed), inputs=inputs or [], metrics={})
+
+
+def metrics(method: str, steps: int = 400, layers: int = 4) -> list[dict[str, Any]]:
+    rng = random.Random(0)
+    rows = []
+    for step in range(10, steps + 1, 10):
+        row: dict[str, Any] = {"step": step, "loss": 1.2 * math.exp(-step / 200) + 0.1 * rng.random() + 0.1, "lr": 1e-3 * (1 - step / steps)}
+        row |= {"grad_norm": 1 + rng.random(), "step_s": 0.2 + 0.01 * rng.random(), "data_s": 0.01}
+        if method == "aegis":
+            row["cosine"] = [*(rng.uniform(-0.1, 0.1) for _ in range(layers - 1)), None]
+            row["projected"] = [*(int(rng.random() < 0.5) for _ in range(layers - 1)), None]
+            row["energy_shed"] = [*(abs(rng.gauss(0, 0.002)) for _ in range(layers - 1)), None]
+            row["drift"] = [10 ** (-layer) * (0.1 + step / steps) for layer in range(layers)]
+        rows.append(row)
+    return rows
+
+
+def predictions(kept: float) -> list[dict[str, Any]]:
+    rng = random.Random(1)
+    rows = []
+    for number in range(60):
+        kind = TYPES[number % len(TYPES)]
+        base, after = float(rng.random() < 0.9), float(rng.random() < kept)
+        row: dict[str, Any] = {"question_id": f"test-{number}", "image_id": f"image-{number // 3}", "type": kind, "answers": ["red"]}
+        row |= {"question": PAYLOAD if number < len(TYPES) else f"what color is object {number}?", "base_score": base, "score": after}
+        row |= {"base_prediction": "red" if base else "blue", "prediction": "red" if after else "green"}
+        rows.append(row)
+    return rows
+
+
+def rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    base, after = (sum(row[key] for row in rows) / len(rows) for key in ("base_score", "score"))
+    figures: dict[str, Any] = {"n": len(rows)}
+    for name, value in (("base_accuracy", base), ("accuracy", after), ("retention", after / base)):
+        figures |= {name: value, f"{name}_interval": [max(value - 0.06, 0), value + 0.05]}
+    return figures
+
+
+def add_train(run: Path, method: str = "aegis", seed: int = 0) -> Artifact:
+    anchor = publish(run, "anchor", {"anchor.safetensors": b"statistics"}, method, seed)
+    files = {"metrics.jsonl": metrics(method), "policy/config.json": {}}
+    return publish(run, "train", files, method, seed, [anchor.as_input()])
+
+
+def add_vqa(run: Path, train: Artifact, method: str = "aegis", seed: int = 0, kept: float = 0.6) -> Artifact:
+    rows = predictions(kept)
+    by_type = {kind: {**rates([row for row in rows if row["type"] == kind]), "blind_accuracy": 0.3} for kind in TYPES}
+    drift = [0.2, 0.05, 0.01, 0.004]
+    report = {**rates(rows), "by_type": by_type, "mcnemar": {"lost": 20, "gained": 3, "p": 0.0004}, "blind_accuracy": 0.3}
+    report |= {"drift": sum(drift) / len(drift), "drift_by_layer": drift}
+    return publish(run, "eval-vqa", {"report.json": report, "predictions.parquet": rows}, method, seed, [train.as_input()])
+
+
+def add_rollout(run: Path, train: Artifact, method: str = "aegis", seed: int = 0) -> Artifact:
+    episodes = [
+        {"task": task, "instruction": PAYLOAD, "seed": 10_000 + number, "success": number % 4 > 0, "steps": 70, "return": 1.0}
+        for number in range(8)
+        for task in TASKS
+    ]
+    tasks = {task: {"success": 0.75, "success_interval": [0.41, 0.93], "episodes": 8} for task in TASKS}
+    report = {"success": 0.75, "success_interval": [0.5, 0.9], "episodes": 16, "by_task": tasks, "n_action_steps": 8, "step_limit": 150}
+    files = {"report.json": report, "episodes.parquet": episodes, "videos/reach-v3-10000-success.mp4": MP4}
+    return publish(run, "eval-rollout", files, method, seed, [train.as_input()])
+
+
+def whole_run(run: Path, method: str = "aegis", seed: int = 0, kept: float = 0.6) -> Path:
+    train = add_train(run, method, seed)
+    add_vqa(run, train, method, seed, kept)
+    add_rollout(run, train, method, seed)
+    return run
+
+
+def running_run(run: Path, method: str = "aegis") -> Path:
+    partial = run / "train.partial"
+    partial.mkdir(parents=True)
+    write_json(partial / "run.json", config(method, 0))
+    lines = [json.dumps(row) for row in metrics(method)]
+    (partial / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 410, "lo']))
+    return run

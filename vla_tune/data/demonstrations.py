@@ -1,0 +1,203 @@
+"""The demonstrations that a policy is trained on: ours, recorded once and checked before reuse, or a user's LeRobotDataset."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla_tune.artifacts import file_digest, files_table, write_json
+from vla_tune.console import say, warn
+from vla_tune.data.manifests import DemonstrationsManifest, load_manifest, manifest_digest
+from vla_tune.errors import UserError
+from vla_tune.resources import cache_folder
+
+if TYPE_CHECKING:
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from vla_tune.config import DataConfig
+
+CONVERTER = "python -m lerobot.scripts.convert_dataset_v21_to_v30"
+
+
+def demonstrations(manifest: DemonstrationsManifest) -> tuple[str, Path]:
+    """The `repo_id` and the folder of a manifest's dataset, from the cache where it is whole, else recorded now.
+
+    Raises:
+        UserError: an unknown task, or no GL backend to draw with.
+        RunError: an expert that fails too often.
+
+    """
+    from vla_tune.data.recording import GENERATOR_VERSION, write_dataset
+
+    key = f"{manifest.generator}-v{GENERATOR_VERSION}-{manifest_digest(manifest)[:16]}"
+    repo_id, folder = f"vla-tune/{key}", cache_folder() / "demonstrations" / key
+    damage = find_damage(folder)
+    if damage is None:
+        return repo_id, folder / "dataset"
+    if folder.exists():
+        say(f"the demonstrations in {folder} are damaged ({damage}); recording them again")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder.parent))
+    try:
+        write_dataset(manifest, repo_id, fresh / "dataset")
+        write_json(fresh / "files.json", files_table(fresh / "dataset"))
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileExistsError, NotADirectoryError):  # another process was faster: its recording equals ours
+            fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return repo_id, folder / "dataset"
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a cached recording, or None where every file is as it was written."""
+    try:
+        table = json.loads((folder / "files.json").read_text())
+        for name, entry in table.items():
+            if file_digest(folder / "dataset" / name) != entry["sha256"]:
+                return f"{name} was changed"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return "files.json is unreadable"
+    return None
+
+
+def dataset_metadata(config: DataConfig) -> LeRobotDatasetMetadata:
+    """The metadata of the dataset that a pipeline names; a manifest's is recorded where the cache lacks it.
+
+    Raises:
+        UserError: neither or both are named, or the dataset cannot be opened.
+
+    """
+    if bool(config.manifest) == bool(config.repo_id):
+        raise UserError("data: give either data.manifest (demonstrations that are recorded) or data.repo_id (a LeRobotDataset)")
+    if config.repo_id:
+        return open_metadata(config.repo_id, Path(config.root) if config.root else None)
+    manifest = load_manifest(str(config.manifest))
+    if not isinstance(manifest, DemonstrationsManifest):
+        raise UserError(f"data.manifest={config.manifest}: holds {manifest.kind}, not demonstrations")
+    return open_metadata(*demonstrations(manifest))
+
+
+def open_metadata(repo_id: str, root: Path | None) -> LeRobotDatasetMetadata:
+    """A dataset's metadata by lerobot's own reader, from `root` or, without it, from lerobot's cache or the Hub."""
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.datasets.utils import BackwardCompatibilityError
+
+    if root:
+        _check_folder(repo_id, root)
+    try:
+        return LeRobotDatasetMetadata(repo_id, root=root)
+    except BackwardCompatibilityError:
+        raise _old_format(repo_id, root) from None
+    except Exception as error:  # the Hub, pyarrow and pandas raise many kinds
+        raise _unreadable(repo_id, root, error) from None
+
+
+def _unreadable(repo_id: str, root: Path | None, error: Exception) -> UserError:
+    where = f" in {root}" if root else " in lerobot's cache or on the Hub (data.root names a folder)"
+    return UserError(f"the dataset '{repo_id}' cannot be opened{where}: {' '.join(str(error).split())[:300]}")
+
+
+def _check_folder(repo_id: str, root: Path) -> None:
+    """What lerobot would meet with a download from the Hub is told here as what it is."""
+    file = root / "meta" / "info.json"
+    if not file.is_file():
+        raise UserError(f"data.root={root} is not a LeRobotDataset: it has no meta/info.json")
+    try:
+        version = json.loads(file.read_text())["codebase_version"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged: it names no codebase_version") from None
+    if str(version).startswith("v2"):
+        raise _old_format(repo_id, root)
+    if not (root / "meta" / "tasks.parquet").is_file():
+        raise _no_language(repo_id, root)
+
+
+def _old_format(repo_id: str, root: Path | None) -> UserError:
+    place = f" --root={root}" if root else ""
+    return UserError(
+        f"the dataset '{repo_id}' is in LeRobot's format v2.1 and v3.0 is needed; convert it with: "
+        f"{CONVERTER} --repo-id={repo_id}{place} --push-to-hub=false"
+    )
+
+
+def _no_language(repo_id: str, root: Path) -> UserError:
+    return UserError(
+        f"the dataset '{repo_id}' has no instructions (task strings), which the policy reads; "
+        f"give them with: lerobot-edit-dataset --repo_id={repo_id} --root={root} --operation.type=modify_tasks --operation.new_task='...'"
+    )
+
+
+def open_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> LeRobotDataset:
+    """The dataset with the policy's windows (its action chunk), exactly as lerobot's factory makes it.
+
+    Pictures come as uint8, which lerobot's training turns into floats on the device.
+    """
+    from lerobot.datasets.factory import resolve_delta_timestamps
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    windows = resolve_delta_timestamps(policy, meta)
+    # pyav: looking for the default decoder prints tracebacks where FFmpeg is missing.
+    try:
+        return LeRobotDataset(meta.repo_id, root=meta.root, delta_timestamps=windows, video_backend="pyav", return_uint8=True)
+    except Exception as error:  # as above: missing or damaged files end at the Hub
+        raise _unreadable(meta.repo_id, meta.root, error) from None
+
+
+def check_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> None:
+    """What training would stumble over later.
+
+    Raises:
+        UserError: no instructions, missing statistics, or pictures, states or actions that are not those of the policy.
+
+    """
+    tasks = [] if meta.tasks is None else [str(task).strip() for task in meta.tasks.index]
+    if not tasks or not all(tasks):
+        raise _no_language(meta.repo_id, meta.root)
+    _check_pictures(meta, policy)
+    for key, feature in (*policy.input_features.items(), *policy.output_features.items()):
+        if feature.type.value in ("STATE", "ACTION"):
+            mode = policy.normalization_mapping.get(feature.type.value)
+            _check_vector(meta, key, tuple(feature.shape), mode.value if mode else "IDENTITY")
+
+
+def _check_pictures(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> None:
+    wanted, found = set(policy.image_features), set(meta.camera_keys)
+    unknown, missing = sorted(found - wanted), sorted(wanted - found)
+    if not wanted & found or (unknown and missing):
+        raise UserError(
+            f"the dataset '{meta.repo_id}' has the pictures {_names(unknown)}, which the policy lacks; it reads {_names(sorted(wanted))}: "
+            f"record them under these names, or start from policy.base_vlm, which takes the dataset's"
+        )
+    if unknown:
+        warn(f"the policy does not read the dataset's {_names(unknown)}")
+    if missing:
+        warn(f"the dataset lacks the policy's {_names(missing)}; it is trained without")
+
+
+def _check_vector(meta: LeRobotDatasetMetadata, key: str, shape: tuple[int, ...], normalization: str) -> None:
+    if key not in meta.features:
+        raise UserError(f"the dataset '{meta.repo_id}' has no '{key}', which the policy needs; it has {_names(sorted(meta.features))}")
+    own = tuple(meta.features[key]["shape"])
+    if own != shape:
+        raise UserError(f"the dataset '{meta.repo_id}' has '{key}' of shape {list(own)}, the policy of {list(shape)}")
+    needed = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max")}.get(normalization, ())
+    stats: dict[str, Any] = (meta.stats or {}).get(key, {})
+    missing = [name for name in needed if name not in stats]
+    if missing:
+        raise UserError(
+            f"the dataset '{meta.repo_id}' has no {' and '.join(missing)} of '{key}' in meta/stats.json, which normalisation needs; "
+            f"compute them with: lerobot-edit-dataset --repo_id={meta.repo_id} --root={meta.root} --operation.type=recompute_stats"
+        )
+
+
+def _names(keys: list[str]) -> str:
+    return ", ".join(f"'{key}'" for key in keys) or "nothing"

@@ -1,0 +1,130 @@
+"""The interface of a fine-tuning method, and the backward pass that all of them share.
+
+A method says what is trained and what becomes of the gradients. The training loop owns everything else: data,
+clipping, the optimizer, checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vla_tune.errors import UserError
+from vla_tune.policies import adapt
+
+if TYPE_CHECKING:
+    from lerobot.policies.pretrained import PreTrainedPolicy
+
+    from vla_tune.anchors import Anchor
+    from vla_tune.config import MethodConfig
+
+Gradients = dict[str, Tensor]
+"""Full parameter name to gradient."""
+
+
+class Method:
+    """One way to fine-tune a policy; subclasses override what differs from plain fine-tuning.
+
+    Args:
+        policy: a stock lerobot policy, changed in place (frozen, wrapped).
+        settings: the method's part of the configuration.
+        anchor: the statistics that some methods hold on to.
+
+    Raises:
+        UserError: the method needs an anchor and got none, or a freeze rule matches no parameter.
+
+    """
+
+    name: ClassVar[str]
+    needs_anchor: ClassVar[bool] = False
+
+    def __init__(self, policy: PreTrainedPolicy, settings: MethodConfig, anchor: Anchor | None = None) -> None:
+        if self.needs_anchor and anchor is None:
+            raise UserError(f"method '{self.name}' needs an anchor artifact; make one with `vla-tune anchor`")
+        self.policy, self.settings, self.anchor = policy, settings, anchor
+        self.adapter = adapt(policy)
+        self.diagnostics: dict[str, list[Any]] = {}
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Freeze and wrap, before the optimizer is made."""
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The named scalars of one batch, on one graph; the first is the task's."""
+        loss, _ = self.policy.forward(batch)
+        return {"task": loss}
+
+    def combined_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters whose gradients `combine` needs loss by loss; the others follow the task alone."""
+        return {}
+
+    def combine(self, gradients: dict[str, Gradients]) -> dict[str, list[Any]]:
+        """Change `gradients["task"]` in place; returns the diagnostics, a list per layer each."""
+        raise NotImplementedError
+
+    def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:
+        """Forward, a backward pass a loss on the one graph, combination; leaves `.grad` ready for clipping.
+
+        Args:
+            backward: called as `backward(loss, retain_graph=..., inputs=...)`; accelerate's takes its place.
+
+        Returns:
+            The task's loss, detached.
+
+        """
+        losses = self.losses(batch)
+        task = losses.pop("task")
+        backward(task, retain_graph=bool(losses))
+        if losses:
+            shared = self.combined_parameters()
+            gradients = {"task": _take_gradients(shared)}
+            for number, (name, loss) in enumerate(losses.items(), start=1):
+                backward(loss, retain_graph=number < len(losses), inputs=list(shared.values()))
+                gradients[name] = _take_gradients(shared)
+            self.diagnostics = self.combine(gradients)
+            for name, parameter in shared.items():
+                parameter.grad = gradients["task"][name]
+        return task.detach()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's step and what the method does around it; gradients are cleared."""
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def finish(self, folder: Path) -> None:
+        """Undo wrapping, so that the policy is a stock one again; what is worth keeping goes into `folder`."""
+
+    def freeze(self, *groups: str) -> None:
+        """Freeze whole groups by name (`vlm` covers all of `vlm.*`).
+
+        Raises:
+            UserError: a name matches no parameter, which would leave it training without a word.
+
+        """
+        for rule in groups:
+            matched = [p for group, ps in self.adapter.groups().items() if f"{group}.".startswith(f"{rule}.") for p in ps.values()]
+            if not matched:
+                known = ", ".join(sorted(self.adapter.groups()))
+                raise UserError(f"method '{self.name}': the freeze rule '{rule}' matches no parameter; groups: {known}")
+            for parameter in matched:
+                parameter.requires_grad = False
+
+    def require_trainable_vlm(self) -> None:
+        """Stop where lerobot has frozen the whole VLM, which leaves this method nothing to do."""
+        if not any(p.requires_grad for group, ps in self.adapter.groups().items() if group.startswith("vlm.") for p in ps.values()):
+            raise UserError(
+                f"method '{self.name}' trains the VLM, but the policy freezes all of it (train_expert_only is true, lerobot's "
+                "default); set policy.settings.train_expert_only=false, or use method.name=frozen"
+            )
+
+
+def _take_gradients(parameters: dict[str, nn.Parameter]) -> Gradients:
+    """Move the gradients out of the parameters; one that no loss reached is zero."""
+    taken = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return taken

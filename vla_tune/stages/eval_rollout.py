@@ -1,0 +1,166 @@
+"""The `eval-rollout` stage: run a policy in closed loop on fixed seeds, and count its successes."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
+from vla_tune.console import progress, table, warn
+from vla_tune.data.recording import FIRST_SEED
+from vla_tune.errors import UserError
+
+if TYPE_CHECKING:
+    from vla_tune.config import Config, RolloutConfig
+    from vla_tune.rollout.episodes import Actor, Episode
+
+
+def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
+    """Score `train.path`, or `RUN/train`, on `rollout.episodes` episodes that no demonstration used.
+
+    Raises:
+        UserError: no such policy or task, a policy that does not fit the world, no GL backend.
+
+    """
+    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite) as draft:
+        policy, inputs = find_policy(config, run)
+        check_rollout(config.rollout)
+        actor = open_actor(config, policy)
+        began = time.monotonic()
+        episodes = run_episodes(actor, config.rollout)
+        seconds = time.monotonic() - began
+        report = make_report(config.rollout, episodes)
+        _write(draft.path, episodes, report)
+        show(report)
+        success = report["success"]
+        metrics = {
+            "success": success["value"],
+            "low": success["low"],
+            "high": success["high"],
+            "episodes": len(episodes),
+            "mean_steps": report["mean_steps"],
+            "episodes_per_minute": 60 * len(episodes) / seconds,
+        }
+        return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
+
+
+def find_policy(config: Config, run: Path) -> tuple[str, list[dict[str, str]]]:
+    """The policy to load (a folder or a Hub id), and the train artifact that it belongs to, verified."""
+    named = config.train.path
+    if named and not (Path(named) / "artifact.json").is_file():
+        return named, []
+    make_with = f"vla-tune train {config.name} --out {Path(named).parent if named else run}"
+    artifact = read_artifact(Path(named) if named else run / "train", "train", make_with)
+    return str(artifact.path / "policy"), [artifact.as_input()]
+
+
+def check_rollout(config: RolloutConfig) -> None:
+    """Tell what is wrong with the plan before a policy is loaded."""
+    from lerobot.envs.metaworld import TASK_DESCRIPTIONS
+
+    from vla_tune.rollout.worlds import MAX_STEPS, check_task
+
+    if not config.tasks:
+        raise UserError("rollout.tasks: at least one Meta-World task is needed")
+    for task in config.tasks:
+        check_task(task)
+        if config.tasks.count(task) > 1:
+            raise UserError(f"rollout.tasks: '{task}' is there twice")
+    if config.step_limit > MAX_STEPS:
+        raise UserError(f"rollout.step_limit={config.step_limit}: Meta-World ends every episode after {MAX_STEPS} steps")
+    last = config.first_seed + -(-config.episodes // len(config.tasks)) - 1
+    if last >= FIRST_SEED:
+        raise UserError(f"rollout.first_seed={config.first_seed}: seeds up to {last}; those from {FIRST_SEED} on are demonstrations'")
+    told: dict[str, str] = {}
+    for task in config.tasks:
+        other = told.setdefault(TASK_DESCRIPTIONS[task], task)
+        if other != task:
+            warn(f"rollout.tasks: {other} and {task} share one instruction: '{TASK_DESCRIPTIONS[task]}'")
+
+
+def open_actor(config: Config, path: str) -> Actor:
+    """The policy and its processors, by lerobot's loaders, once it is sure that it reads what the world shows."""
+    from vla_tune.policies.loading import load_policy, load_processors
+    from vla_tune.rollout.episodes import Actor
+
+    policy = load_policy(path, n_action_steps=config.rollout.n_action_steps, device=config.device)
+    features = {**policy.config.input_features, **policy.config.output_features}
+    if "observation.image" not in policy.config.image_features:
+        known = ", ".join(policy.config.image_features) or "none"
+        raise UserError(f"the policy '{path}' does not read 'observation.image', the picture that Meta-World shows; it reads: {known}")
+    for key in ("observation.state", "action"):
+        shape = tuple(features[key].shape) if key in features else None
+        if shape != (4,):
+            raise UserError(f"the policy '{path}' has '{key}' of shape {shape}; Meta-World's has shape (4,)")
+    size = config.rollout.image_size
+    trained = tuple(features["observation.image"].shape)[1:]
+    if trained != (size, size):
+        warn(f"rollout.image_size={size}: the policy was trained on pictures of {trained[0]}x{trained[1]}")
+    policy.eval()
+    return Actor(policy, load_processors(policy, path))
+
+
+def run_episodes(actor: Actor, config: RolloutConfig) -> list[Episode]:
+    """All planned episodes, in the plan's order."""
+    from vla_tune.rollout.episodes import Runner, plan
+    from vla_tune.rollout.worlds import close_renderers
+
+    episodes = plan(config.tasks, config.episodes, config.first_seed, config.videos)
+    runner = Runner(actor, parallel=config.parallel, step_limit=config.step_limit, image_size=config.image_size)
+    done: list[Episode] = []
+    try:
+        with progress("closed-loop episodes", len(episodes), "episodes") as counter:
+
+            def count(episode: Episode) -> None:
+                done.append(episode)
+                counter.advance(note=f"success {sum(one.success for one in done)}/{len(done)}")
+
+            runner.run(episodes, count)
+    finally:
+        close_renderers()
+    return episodes
+
+
+def make_report(config: RolloutConfig, episodes: list[Episode]) -> dict[str, Any]:
+    """Success overall and by task with Wilson 95 % intervals, and what the figures depend on."""
+    from vla_tune.rollout.episodes import wilson
+
+    by_task = {}
+    for task in dict.fromkeys(episode.task for episode in episodes):
+        own = [episode for episode in episodes if episode.task == task]
+        by_task[task] = {**wilson(sum(one.success for one in own), len(own)), "episodes": len(own), "instruction": own[0].instruction}
+    return {
+        "success": wilson(sum(episode.success for episode in episodes), len(episodes)),
+        "by_task": by_task,
+        "episodes": len(episodes),
+        "mean_steps": sum(episode.steps for episode in episodes) / len(episodes),
+        "n_action_steps": config.n_action_steps,
+        "step_limit": config.step_limit,
+        "first_seed": config.first_seed,
+        "image_size": config.image_size,
+        "versions": {name: version(name) for name in ("lerobot", "metaworld", "mujoco", "torch")},
+    }
+
+
+def _write(folder: Path, episodes: list[Episode], report: dict[str, Any]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    from vla_tune.rollout.videos import write_video
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([episode.row() for episode in episodes]), folder / "episodes.parquet")
+    write_json(folder / "report.json", report)
+    (folder / "videos").mkdir()
+    for episode in episodes:
+        if episode.recorded:
+            outcome = "success" if episode.success else "failure"
+            write_video(folder / "videos" / f"{episode.task}-seed{episode.seed}-{outcome}.mp4", episode.frames)
+
+
+def show(report: dict[str, Any]) -> None:
+    """The table on the console."""
+    rows = [*report["by_task"].items(), ("all", {**report["success"], "episodes": report["episodes"]})]
+    cells = [[name, str(row["episodes"]), *(f"{100 * row[key]:.0f} %" for key in ("value", "low", "high"))] for name, row in rows]
+    table("closed-loop success", ["task", "episodes", "success", "95 % from", "to"], cells)

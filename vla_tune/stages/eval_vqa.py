@@ -1,0 +1,225 @@
+"""VQA before and after: the base VLM and the policy's, on the same questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from vla_tune.anchors import Anchor, load_anchor
+from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
+from vla_tune.config import Config
+from vla_tune.console import say, table
+from vla_tune.errors import UserError
+from vla_tune.policies import adapt
+from vla_tune.policies.loading import grafted_vlm, load_policy, load_vlm, policy_vlm, vlm_source
+from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
+from vla_tune.vqa.answering import answer, cached_answers
+from vla_tune.vqa.dataset import vqa_questions
+from vla_tune.vqa.scoring import Floats, Scored, accuracy_by_type, blind_answers, exact_match, mcnemar, summarise
+from vla_tune.vqa.statistics import drift, stock_moments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import SmolVLMForConditionalGeneration, SmolVLMProcessor
+
+
+def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
+    """Score `train.path`, by default `RUN/train`, on `vqa.questions` questions and write `RUN/eval-vqa`.
+
+    Raises:
+        UserError: the policy, its base VLM or the anchor is missing, damaged or does not fit; or the base VLM knows no
+            more than a guesser.
+
+    """
+    with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite) as draft:
+        return _evaluate(config, run, draft)
+
+
+@dataclass
+class Pair:
+    """The VLM before and after, and what the artifact says about them.
+
+    base: Hub id or folder of the base VLM; base_digest: of its weights.
+    """
+
+    base: str
+    before: SmolVLMForConditionalGeneration
+    after: SmolVLMForConditionalGeneration
+    processor: SmolVLMProcessor
+    base_digest: str
+    groups: list[MovedGroup]
+    inputs: list[dict[str, str]]
+
+
+def open_pair(config: Config, run: Path) -> Pair:
+    """Open the policy to score and the VLM to compare it with, and compare their weights."""
+    path, named, inputs = _subject(config, run)
+    policy = load_policy(path)
+    tuned = adapt(policy).vlm.state_dict()
+    base = vlm_source(config.policy.base_vlm or named or policy_vlm(path, policy.config.vlm_model_name))
+    after, processor = grafted_vlm(policy, base)
+    before, _ = load_vlm(base)
+    state = before.state_dict()
+    if not inputs:
+        inputs = [{"stage": "policy", "path": path, "digest": weights_digest(policy.state_dict())}]
+    for vlm in (before, after):
+        nn.Module.to(vlm, config.device)
+    return Pair(base, before, after, processor, weights_digest(state), moved_groups(state, tuned), inputs)
+
+
+def _subject(config: Config, run: Path) -> tuple[str, str | None, list[dict[str, str]]]:
+    """The policy's folder or Hub id; for a train artifact also the base VLM that its training named, and its input entry."""
+    path = Path(config.train.path) if config.train.path else run / "train"
+    folder = path.parent if path.name == "policy" and (path.parent / "artifact.json").is_file() else path
+    ours = config.train.path is None or (folder / "artifact.json").is_file() or (folder / "policy").is_dir()
+    if not ours:
+        return str(config.train.path), None, []
+    artifact = read_artifact(folder, "train", f"vla-tune train {config.name} --out {folder.parent}")
+    recorded = artifact.config.get("policy", {})
+    start = recorded.get("path")
+    return str(folder / "policy"), recorded.get("base_vlm") or (_own_vlm(start) if start else None), [artifact.as_input()]
+
+
+def _own_vlm(path: str) -> str:
+    """The VLM that a policy says it was made from."""
+    from lerobot.configs.policies import PreTrainedConfig
+
+    try:
+        named = PreTrainedConfig.from_pretrained(path).vlm_model_name  # type: ignore[attr-defined]
+    except Exception:  # draccus and the Hub raise many kinds
+        raise UserError(f"the policy '{path}' that training started from cannot be opened; set policy.base_vlm") from None
+    return policy_vlm(path, named)
+
+
+def _evaluate(config: Config, run: Path, draft: Draft) -> Artifact:
+    anchor = _open_anchor(config, run)
+    pair = open_pair(config, run)
+    if anchor is not None and anchor.artifact.metrics.get("base") != pair.base_digest:
+        raise UserError(
+            f"the anchor {anchor.artifact.path} was taken from another VLM than the base '{pair.base}'; "
+            f"make one with `vla-tune anchor {config.name}`, or give another anchor.path"
+        )
+    _show_weights(pair)
+    questions = vqa_questions(config.vqa.manifest, "test", config.vqa.questions)
+    blind = _blind_scores(config, questions)
+    settings: dict[str, Any] = {"batch_size": config.vqa.batch_size, "max_new_tokens": config.vqa.max_new_tokens}
+    predictions = {
+        "base_prediction": cached_answers(
+            pair.before, pair.processor, questions, backbone=pair.base_digest, description="base VLM", **settings
+        )
+    }
+    base_score = _scores(predictions["base_prediction"], questions)
+    _refuse_guesser(config, pair.base, questions, base_score, blind)
+    began = time.perf_counter()
+    predictions["prediction"] = answer(pair.after, pair.processor, questions, description="tuned VLM", **settings)
+    seconds = time.perf_counter() - began
+    score = _scores(predictions["prediction"], questions)
+    report = _report(config, questions, base_score, score, blind)
+    layers = None if anchor is None else _drift(anchor, pair, config.anchor.batch_size)
+    report |= {
+        "drift": None if layers is None else float(np.mean(layers)),
+        "drift_by_layer": layers,
+        "weights": [dataclasses.asdict(group) for group in pair.groups],
+    }
+    _write_predictions(draft.path / "predictions.parquet", questions, {**predictions, "base_score": base_score, "score": score})
+    write_json(draft.path / "report.json", report)
+    _show(report)
+    points = {name: report[name] and report[name]["value"] for name in ("base_accuracy", "accuracy", "retention")}
+    metrics = {**points, "n": report["n"], "questions_per_s": round(len(questions) / seconds, 1)}
+    metrics |= {name: report[name] for name in ("blind", "drift", "drift_by_layer")}
+    inputs = pair.inputs + ([] if anchor is None else [anchor.artifact.as_input()])
+    return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
+
+
+def _open_anchor(config: Config, run: Path) -> Anchor | None:
+    """The anchor that drift is measured from, if there is one."""
+    path = Path(config.anchor.path) if config.anchor.path else run / "anchor"
+    if config.anchor.path is None and not path.exists():
+        say(f"no anchor at {path}: drift is not measured")
+        return None
+    return load_anchor(path)
+
+
+def _drift(anchor: Anchor, pair: Pair, batch_size: int) -> list[float]:
+    asked = vqa_questions(anchor.artifact.config["vqa"]["manifest"], "anchor", anchor.artifact.metrics["samples"])
+    moments = stock_moments(pair.after, pair.processor, asked, batch_size, "drift")
+    return drift(moments, anchor.stock_mean, anchor.stock_std)
+
+
+def _blind_scores(config: Config, questions: Dataset) -> Floats:
+    """Scores of the guesser without a picture, who has learnt from the whole anchor split."""
+    seen = vqa_questions(config.vqa.manifest, "anchor")
+    known = zip(seen["type"], seen["question"], (answers[0] for answers in seen["answers"]), strict=True)
+    return _scores(blind_answers(known, zip(questions["type"], questions["question"], strict=True)), questions)
+
+
+def _scores(predictions: list[str], questions: Dataset) -> Floats:
+    return np.array([exact_match(given, right) for given, right in zip(predictions, questions["answers"], strict=True)])
+
+
+def _refuse_guesser(config: Config, base: str, questions: Dataset, base_score: Floats, blind: Floats) -> None:
+    """Stop where the interval of the base VLM's accuracy does not lie above the blind guesser's accuracy."""
+    scored = Scored(questions["image_id"], questions["type"], base_score, base_score)
+    figure = summarise(scored, resamples=config.vqa.bootstrap, seed=config.seed)["base_accuracy"]
+    if figure["low"] is None or figure["low"] <= blind.mean():
+        raise UserError(
+            f"the base VLM '{base}' answers {_percent(figure)} of {len(questions)} questions rightly, not clearly more than "
+            f"a guesser who sees no picture ({blind.mean():.1%}): there is no skill to lose; "
+            "set policy.base_vlm to a VLM that can answer them, or raise vqa.questions"
+        )
+
+
+def _report(config: Config, questions: Dataset, base: Floats, tuned: Floats, blind: Floats) -> dict[str, Any]:
+    scored = Scored(questions["image_id"], questions["type"], base, tuned)
+    report = summarise(scored, resamples=config.vqa.bootstrap, seed=config.seed)
+    report["blind"] = float(blind.mean())
+    for kind, accuracy in accuracy_by_type(questions["type"], blind).items():
+        report["by_type"][kind]["blind"] = accuracy
+    test = mcnemar(base, tuned)
+    return {**report, "lost": test["lost"], "gained": test["gained"], "mcnemar_p": test["p"]}
+
+
+def _write_predictions(file: Path, questions: Dataset, columns: dict[str, Any]) -> None:
+    """A row a question, as the contract lists the columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    asked = {name: list(questions[name]) for name in ("question_id", "image_id", "type", "question", "answers")}
+    order = ("base_prediction", "prediction", "base_score", "score")
+    pq.write_table(pa.table({**asked, **{name: columns[name] for name in order}}), file)
+
+
+def _show_weights(pair: Pair) -> None:
+    rows = [
+        [group.group, f"{group.parameters:,}", f"{group.moved} of {group.tensors}", f"{group.relative:.2e}", f"{group.largest:.2e}"]
+        for group in pair.groups
+    ]
+    table("the VLM's weights, base against tuned", ["group", "parameters", "tensors moved", "relative change", "largest change"], rows)
+    if not any(group.moved for group in pair.groups):
+        say("your VLM was frozen: nothing is lost")
+
+
+def _show(report: dict[str, Any]) -> None:
+    rows = [
+        [name, str(row["n"]), _percent(row["base_accuracy"]), _percent(row["accuracy"]), _percent(row["retention"]), f"{row['blind']:.1%}"]
+        for name, row in [*report["by_type"].items(), ("all", report)]
+    ]
+    table("VQA, with 95 % intervals", ["type", "n", "base", "tuned", "retention", "blind guesser"], rows)
+    lost, gained, p = (report[name] for name in ("lost", "gained", "mcnemar_p"))
+    say(f"{lost} answers lost, {gained} gained (McNemar's exact test: p = {p:.2g})")
+    if report["drift"] is not None:
+        say(f"drift from the anchor: {report['drift']:.3g} (mean over layers of W2^2 / width)")
+
+
+def _percent(figure: dict[str, float | None] | None) -> str:
+    if figure is None:
+        return "-"
+    low, high = figure["low"], figure["high"]
+    between = "" if low is None or high is None else f" [{low:.1%}, {high:.1%}]"
+    return f"{figure['value']:.1%}{between}"

@@ -1,0 +1,42 @@
+"""`eval`: both evaluations, then the joint report, made from whichever of them succeeded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vla_tune.artifacts import Artifact
+from vla_tune.console import warn
+from vla_tune.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from vla_tune.config import Config
+
+
+def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
+    """Evaluate `RUN/train` (or `train.path`) on questions and in closed loop.
+
+    Raises:
+        UserError, RunError: the first failure of an evaluation, after the report was made from the other.
+
+    """
+    from vla_tune.stages import eval_rollout, eval_vqa, report
+
+    for stage in ("eval-vqa", "eval-rollout"):
+        if (run / stage).exists() and not overwrite:
+            raise UserError(
+                f"{run / stage} exists already; give --overwrite to redo both evaluations, or run the other one by its own command"
+            )
+    failures: list[UserError | RunError] = []
+    for stage in (eval_vqa, eval_rollout):
+        try:
+            stage.run(config, run, overwrite=overwrite)
+        except (UserError, RunError) as error:
+            warn(str(error))
+            failures.append(error)
+    if len(failures) == 2:
+        raise failures[0]
+    artifact = report.run([run], run / "report", overwrite=True)
+    if failures:
+        raise failures[0]
+    return artifact

@@ -1,0 +1,159 @@
+"""The `train` stage: fine-tune a policy on demonstrations by one method."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla_tune.anchors import Anchor, load_anchor
+from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
+from vla_tune.console import say
+from vla_tune.errors import UserError
+from vla_tune.methods import make_method, method_class
+from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint
+from vla_tune.training.export import export
+from vla_tune.training.loop import Loop
+from vla_tune.training.plan import show_plan
+from vla_tune.training.setup import make_loader, make_optimizer, make_start, show_groups
+
+if TYPE_CHECKING:
+    from vla_tune.config import Config
+
+FREE_ON_RESUME = ("steps", "log_every", "checkpoint_every", "path")
+"""Keys of `train` that may change between a run and its resumption."""
+
+
+def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = False, plan: bool = False) -> Artifact | None:
+    """Train, in `RUN/train.partial`, and publish `RUN/train`.
+
+    Args:
+        resume: go on from the newest complete checkpoint; also extends a finished run whose `train.steps` grew.
+        plan: print what would be trained and the memory it takes, and stop (returns None).
+
+    Raises:
+        UserError: wrong input. RunError: it failed while running. Interrupted: it was asked to stop.
+
+    """
+    target = run / "train"
+    if not plan:
+        first = _prepare_folder(config, run, overwrite=overwrite, resume=resume)
+    anchor, inputs = _anchor(config, run)
+    start = make_start(config)
+    method = make_method(config.method.name, start.policy, anchor=anchor, settings=config.method)
+    show_groups(start.policy, config.train.lr)
+    if plan:
+        show_plan(config, start, method)
+        return None
+    draft = Draft(target, "train", overwrite=overwrite or resume, keep=True)
+    loop = _make_loop(config, start, method, draft.path, first)
+    loop.run(draft.path, first)
+    export(method, start, draft.path, target)
+    return draft.publish(config=config.to_dict(), inputs=inputs, metrics=summary(draft.path / "metrics.jsonl"), device=config.device)
+
+
+def _make_loop(config: Config, start: Any, method: Any, folder: Path, first: int) -> Loop:
+    """lerobot's parts under accelerate, put back to step `first` where that is not 0."""
+    import torch
+    from accelerate import Accelerator
+    from lerobot.utils.utils import cycle
+
+    accelerator = Accelerator(step_scheduler_with_optimizer=False, cpu=config.device == "cpu")
+    if accelerator.num_processes > 1:
+        raise UserError("train runs in one process; start it without torchrun or accelerate launch")
+    optimizer, scheduler, clip_norm = make_optimizer(config, start.policy)
+    loader, _ = make_loader(config, start.dataset, first)
+    _, optimizer, loader, scheduler = accelerator.prepare(start.policy, optimizer, loader, scheduler)
+    torch.manual_seed(config.seed)
+    if first:
+        load_checkpoint(folder, first, start.policy, optimizer, scheduler)
+    return Loop(config, method, start.processors[0], cycle(loader), optimizer, scheduler, clip_norm, accelerator)
+
+
+def _prepare_folder(config: Config, run: Path, *, overwrite: bool, resume: bool) -> int:
+    """Decide from which step to train, and put the working folder into that state."""
+    target, partial = run / "train", run / "train.partial"
+    if resume and not finished(partial) and target.exists():
+        _reopen(config, target, partial)
+    if resume:
+        steps = finished(partial)
+        if not steps:
+            raise UserError(f"--resume: there is no checkpoint in {partial}; start without --resume")
+        _check_same(config, partial)
+        cut_metrics(partial / "metrics.jsonl", steps[-1])
+        say(f"resuming from step {steps[-1]}")
+        return steps[-1]
+    if target.exists() and not overwrite:
+        raise UserError(
+            f"{target} exists already; give --overwrite to replace it, --resume with more train.steps to extend it, or another --out"
+        )
+    if finished(partial) and not overwrite:
+        raise UserError(
+            f"{partial} holds an unfinished run; give --resume to go on from step {finished(partial)[-1]}, or --overwrite to start again"
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_json(partial / "run.json", config.to_dict())
+    return 0
+
+
+def _reopen(config: Config, target: Path, partial: Path) -> None:
+    """Copy a finished run's checkpoints and rows into the working folder, to extend it."""
+    read_artifact(target, "train", "vla-tune train")
+    steps = finished(target)
+    if not steps:
+        raise UserError(f"--resume: {target} is finished and its checkpoints are gone; give --overwrite to train again")
+    if steps[-1] >= config.train.steps:
+        raise UserError(
+            f"--resume: {target} is finished at step {steps[-1]}; raise train.steps to extend it, or give --overwrite to train again"
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    fresh = partial.with_name(f"{partial.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    shutil.copytree(target / "checkpoints", fresh / "checkpoints")
+    for name in ("metrics.jsonl", "run.json"):
+        shutil.copy2(target / name, fresh / name)
+    fresh.rename(partial)
+
+
+def _check_same(config: Config, partial: Path) -> None:
+    """A resumed run must be the same run: every key that shapes it is compared."""
+    before, now = _flat(json.loads((partial / "run.json").read_text())), _flat(config.to_dict())
+    shaping = [key for key in {**before, **now} if key.split(".")[0] in ("seed", "policy", "data", "method", "train", "anchor")]
+    changed = [key for key in shaping if before.get(key) != now.get(key) and key not in [f"train.{free}" for free in FREE_ON_RESUME]]
+    if changed:
+        differences = ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
+        raise UserError(f"--resume: {differences}; resume with the same values, or give --overwrite to start again")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _anchor(config: Config, run: Path) -> tuple[Anchor | None, list[dict[str, str]]]:
+    """The anchor that `anchor.path` or the run holds; None where the method needs none and there is none."""
+    if not method_class(config.method.name).needs_anchor:
+        return None, []
+    anchor = load_anchor(config.anchor.path or run / "anchor")
+    return anchor, [anchor.artifact.as_input()]
+
+
+def summary(metrics: Path) -> dict[str, Any]:
+    """The run's headline figures from its log rows: last loss, median step time, mean energy shed (None if nothing is projected)."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    shed = [value for row in rows for value in row.get("energy_shed", []) if value is not None]
+    projected = [value for row in rows for value in row.get("projected", []) if value is not None]
+    return {
+        "steps": rows[-1]["step"],
+        "loss": rows[-1]["loss"],
+        "step_s": statistics.median(row["step_s"] for row in rows),
+        "data_s": statistics.median(row["data_s"] for row in rows),
+        "energy_shed": statistics.fmean(shed) if shed else None,
+        "projected": statistics.fmean(projected) if projected else None,
+    }

@@ -1,0 +1,1 @@
+"""What the train stage is made of: its setup, its loop, its checkpoints, its export."""

@@ -1,0 +1,95 @@
+"""Checkpoints of a run in progress, written whole or not at all, and going back to the newest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla_tune.artifacts import sync_folder
+from vla_tune.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+KEPT = 2
+"""How many checkpoints stay: the newest, and the one before it."""
+
+
+def save_checkpoint(
+    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
+) -> None:
+    """Write `run/checkpoints/<step>` under a temporary name, sync it, rename it, then drop the oldest."""
+    from lerobot.common.train_utils import save_training_state
+    from safetensors.torch import save_model
+
+    folder = run / "checkpoints"
+    fresh, final = folder / f"{step}.new", folder / str(step)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        save_model(model, str(fresh / "model.safetensors"))
+        save_training_state(fresh, step, optimizer, scheduler)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    sync_tree(fresh)
+    shutil.rmtree(final, ignore_errors=True)
+    fresh.rename(final)
+    sync_folder(folder)
+    for old in finished(run)[:-KEPT]:
+        shutil.rmtree(folder / str(old))
+
+
+def finished(run: Path) -> list[int]:
+    """The steps of the complete checkpoints, oldest first."""
+    return sorted(int(entry.name) for entry in (run / "checkpoints").glob("*") if entry.name.isdigit())
+
+
+def load_checkpoint(
+    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
+) -> None:
+    """Put weights, optimizer, schedule and random generators back to what they were after `step`."""
+    from lerobot.common.train_utils import load_training_state
+    from safetensors.torch import load_model
+
+    folder = run / "checkpoints" / str(step)
+    try:
+        load_model(model, folder / "model.safetensors", strict=True)
+        load_training_state(folder, optimizer, scheduler)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {folder} cannot be loaded ({' '.join(str(error).split())[:200]}); remove it to resume from an older one"
+        ) from None
+
+
+def cut_metrics(file: Path, step: int) -> None:
+    """Drop the rows of steps after `step`, which a resumed run will write again."""
+    if not file.exists():
+        return
+    rows = [line for line in file.read_text().splitlines() if _step_of(line) is not None]
+    kept = [line for line in rows if (_step_of(line) or 0) <= step]
+    fresh = file.with_name(f"{file.name}.new")
+    fresh.write_text("".join(f"{line}\n" for line in kept))
+    fresh.replace(file)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        row: dict[str, Any] = json.loads(line)
+        return int(row["step"])
+    except (ValueError, KeyError):  # a row cut short by a crash
+        return None
+
+
+def sync_tree(folder: Path) -> None:
+    """Push a folder's files to the disk before it is renamed."""
+    import os
+
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(folder)

@@ -1,0 +1,54 @@
+"""`train --plan`: what a run would hold in memory, before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vla_tune.console import say, table
+from vla_tune.training.setup import make_loader
+
+if TYPE_CHECKING:
+    from vla_tune.config import Config
+    from vla_tune.methods.base import Method
+    from vla_tune.training.setup import Start
+
+
+def show_plan(config: Config, start: Start, method: Method) -> None:
+    """Print parameters, gradients, optimizer state, the method's second gradients and activations, in MB.
+
+    Activations are measured: the bytes that autograd keeps in one forward pass of two samples, scaled to the batch.
+    """
+    trained = sum(p.numel() * p.element_size() for p in start.policy.parameters() if p.requires_grad)
+    shared = sum(p.numel() * p.element_size() for p in method.combined_parameters().values())
+    sizes = {
+        "parameters": sum(p.numel() * p.element_size() for p in start.policy.parameters()),
+        "gradients": trained,
+        f"second gradients ({method.name})": shared,
+        "optimizer state (two moments)": 2 * trained,
+        f"activations at batch {config.train.batch_size}": _activation_bytes(config, start, method),
+    }
+    rows = [[name, f"{size / 1e6:,.1f}"] for name, size in sizes.items() if size]
+    table("memory", ["what", "MB"], [*rows, ["total", f"{sum(sizes.values()) / 1e6:,.1f}"]])
+    say(f"{config.train.steps} steps of {config.train.batch_size} samples; nothing was trained")
+
+
+def _activation_bytes(config: Config, start: Start, method: Method) -> int:
+    seen: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in start.policy.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    config.train.batch_size, wanted = 2, config.train.batch_size
+    loader, _ = make_loader(config, start.dataset, step=0)
+    config.train.batch_size = wanted
+    batch = start.processors[0](next(iter(loader)))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        kept = method.losses(batch)  # the graph must live until its storages are counted, or addresses are used again
+    del kept
+    return sum(seen.values()) * wanted // 2

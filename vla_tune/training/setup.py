@@ -1,0 +1,140 @@
+"""Building what a training run needs, from lerobot's parts: policy, processors, data, optimizer, schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from vla_tune.console import say, table
+from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
+from vla_tune.data.memory import MemoryDataset, megabytes
+from vla_tune.errors import UserError
+from vla_tune.policies import adapt
+from vla_tune.policies.loading import load_policy, load_processors, new_policy, vlm_source
+
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.datasets.sampler import EpisodeAwareSampler
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from lerobot.processor import PolicyProcessorPipeline
+
+    from vla_tune.config import Config
+
+
+@dataclass
+class Start:
+    """Where training starts.
+
+    base_vlm: Hub id or folder of the VLM whose skill counts.
+    """
+
+    policy: SmolVLAPolicy
+    processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
+    dataset: LeRobotDataset
+    base_vlm: str
+
+
+def make_start(config: Config) -> Start:
+    """The policy, its processors and its demonstrations; the same seed makes the same policy.
+
+    Raises:
+        UserError: something that the configuration names is missing, or the dataset and the policy do not fit.
+
+    """
+    from lerobot.configs import FeatureType
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+
+    meta = dataset_metadata(config.data)
+    torch.manual_seed(config.seed)
+    if config.policy.path:
+        if config.policy.settings:
+            say("policy.settings are put over those saved with policy.path")
+        policy = load_policy(config.policy.path, device=config.device)
+        _override(policy, config.policy.settings)
+        base = vlm_source(config.policy.base_vlm) if config.policy.base_vlm else policy.config.vlm_model_name
+    else:
+        if not config.policy.base_vlm:
+            raise UserError("policy: give policy.path (a policy to start from) or policy.base_vlm (a VLM to put a new expert on)")
+        base = vlm_source(config.policy.base_vlm)
+        features = dataset_to_policy_features(meta.features)
+        outputs = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
+        inputs = {key: feature for key, feature in features.items() if key not in outputs}
+        policy = new_policy(base, {**config.policy.settings, "device": config.device}, (inputs, outputs))
+    check_dataset(meta, policy.config)
+    dataset = open_dataset(meta, policy.config)
+    processors = load_processors(policy, config.policy.path, stats=meta.stats)
+    return Start(policy.to(config.device), processors, dataset, base)
+
+
+def _override(policy: SmolVLAPolicy, settings: dict[str, Any]) -> None:
+    """Put settings over a loaded policy's; those that shape its weights cannot be changed any more."""
+    inner = policy.model.vlm_with_expert
+    free = {"n_action_steps", "freeze_vision_encoder", "train_expert_only", "train_state_proj", "num_steps", "tokenizer_max_length"}
+    for key, value in settings.items():
+        if key not in {f.name for f in dataclasses.fields(policy.config)}:
+            raise UserError(f"policy.settings.{key}: lerobot's {type(policy.config).__name__} has no such field")
+        if value == getattr(policy.config, key) or (isinstance(value, list) and tuple(value) == tuple(getattr(policy.config, key))):
+            continue
+        if key not in free:
+            raise UserError(f"policy.settings.{key}={value}: the policy at policy.path was made with {getattr(policy.config, key)}")
+        setattr(policy.config, key, value)
+    for parameter in policy.parameters():
+        parameter.requires_grad = True
+    inner.train_expert_only, inner.freeze_vision_encoder = policy.config.train_expert_only, policy.config.freeze_vision_encoder
+    inner.set_requires_grad()
+    policy.model.set_requires_grad()
+
+
+def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> tuple[DataLoader[dict[str, Any]], EpisodeAwareSampler]:
+    """lerobot's sampler and collation over the demonstrations, positioned as after `step` steps."""
+    from lerobot.datasets.sampler import EpisodeAwareSampler, compute_sampler_state
+    from lerobot.utils.collate import lerobot_collate_fn
+
+    need = megabytes(dataset)
+    held = need is not None and need <= config.data.cache_mb
+    if not held:
+        reason = "it has videos" if need is None else f"decoded it needs {need:.0f} MB, more than data.cache_mb={config.data.cache_mb}"
+        say(f"reading frames from the dataset as they are needed: {reason}")
+    sampler = EpisodeAwareSampler(
+        dataset.meta.episodes["dataset_from_index"], dataset.meta.episodes["dataset_to_index"], shuffle=True, seed=config.seed
+    )
+    sampler.load_state_dict(compute_sampler_state(step, len(sampler), config.train.batch_size, num_processes=1))
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        MemoryDataset(dataset) if held else dataset,
+        batch_size=config.train.batch_size,
+        sampler=sampler,
+        collate_fn=lerobot_collate_fn,
+        generator=torch.Generator(),  # else every epoch's iterator draws from the global generator, and a resumed run draws once more
+    )
+    return loader, sampler
+
+
+def make_optimizer(config: Config, policy: SmolVLAPolicy) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR, float]:
+    """lerobot's optimizer and schedule presets of the policy with our steps, warm-up and rate; and its clipping norm."""
+    preset = policy.config.get_optimizer_preset()
+    schedule = policy.config.get_scheduler_preset()
+    floor = schedule.decay_lr / schedule.peak_lr
+    schedule = dataclasses.replace(
+        schedule,
+        peak_lr=config.train.lr,
+        decay_lr=floor * config.train.lr,
+        num_warmup_steps=config.train.warmup_steps,
+        num_decay_steps=config.train.steps,
+    )
+    optimizer = dataclasses.replace(preset, lr=config.train.lr).build(policy.get_optim_params())
+    return optimizer, schedule.build(optimizer, config.train.steps), preset.grad_clip_norm
+
+
+def show_groups(policy: SmolVLAPolicy, lr: float) -> None:
+    """The table of what trains, group by group."""
+    rows = []
+    for name, parameters in adapt(policy).groups().items():
+        trained = [p for p in parameters.values() if p.requires_grad]
+        size, count = sum(p.numel() for p in parameters.values()), sum(p.numel() for p in trained)
+        state = "frozen" if not trained else "trains" if count == size else "in part"
+        rows.append([name, str(len(parameters)), f"{size:,}", f"{count:,}", f"{lr:g}" if trained else "-", state])
+    table("what trains", ["group", "tensors", "parameters", "trained", "lr", ""], rows)

@@ -1,0 +1,104 @@
+"""Answers of a stock Hugging Face VLM: `generate` on `apply_chat_template` inputs, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from vla_tune.artifacts import table_digest, write_json
+from vla_tune.console import progress
+from vla_tune.resources import cache_folder
+from vla_tune.vqa.dataset import questions_digest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+    from transformers import BatchFeature, PreTrainedTokenizerBase, SmolVLMForConditionalGeneration, SmolVLMProcessor
+
+
+def model_inputs(processor: SmolVLMProcessor, pictures: list[Image], texts: list[str]) -> BatchFeature:
+    """One user message a question, the picture first, by the processor's own chat template; padded on the left."""
+    conversations = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
+        for picture, text in zip(pictures, texts, strict=True)
+    ]
+    template: Any = processor.apply_chat_template  # transformers types its result as text and its input as text alone
+    inputs: BatchFeature = template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+    )
+    return inputs
+
+
+@torch.no_grad()
+def answer(
+    vlm: SmolVLMForConditionalGeneration,
+    processor: SmolVLMProcessor,
+    questions: Dataset,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    description: str,
+) -> list[str]:
+    """The VLM's greedy free-form answers, as it wrote them but for surrounding white space."""
+    answers: list[str] = []
+    model: Any = vlm  # transformers declares `generate` on a protocol that mypy finds no model to fit
+    tokenizer = tokenizer_of(processor)
+    with progress(description, len(questions), "questions") as counter:
+        for start in range(0, len(questions), batch_size):
+            batch = questions[start : start + batch_size]
+            inputs = model_inputs(processor, batch["image"], batch["question"]).to(vlm.device)
+            tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+            written = tokens[:, inputs["input_ids"].shape[1] :]
+            answers += [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+            counter.advance(len(written))
+    return answers
+
+
+def cached_answers(
+    vlm: SmolVLMForConditionalGeneration,
+    processor: SmolVLMProcessor,
+    questions: Dataset,
+    *,
+    backbone: str,
+    batch_size: int,
+    max_new_tokens: int,
+    description: str,
+) -> list[str]:
+    """As `answer`, kept under the cache folder for the same weights (`backbone` is their digest), processor and questions."""
+    key = _answers_key(processor, questions, backbone, max_new_tokens)
+    file = cache_folder() / "answers" / f"{key}.json"
+    try:
+        known = json.loads(file.read_text())
+        return [str(known[name]) for name in questions["question_id"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or damaged: asked again
+    answers = answer(vlm, processor, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, description=description)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, dict(zip(questions["question_id"], answers, strict=True)))
+    return answers
+
+
+def tokenizer_of(processor: SmolVLMProcessor) -> PreTrainedTokenizerBase:
+    """The processor's tokenizer, which transformers sets without declaring it."""
+    tokenizer: PreTrainedTokenizerBase = processor.tokenizer  # type: ignore[attr-defined]
+    return tokenizer
+
+
+def _answers_key(processor: Any, questions: Dataset, backbone: str, max_new_tokens: int) -> str:
+    parts: dict[str, Any] = {
+        "weights": backbone,
+        "questions": questions_digest(questions),
+        "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1},
+        "template": processor.chat_template,
+        "pictures": processor.image_processor.to_json_string(),
+        "vocabulary": processor.tokenizer.get_vocab(),
+        "libraries": [torch.__version__, transformers.__version__],
+    }
+    return table_digest(parts).removeprefix("sha256:")[:32]

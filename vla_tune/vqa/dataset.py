@@ -1,0 +1,171 @@
+"""The demo's VQA sets: pictures of a split with three questions each, answers balanced within every type.
+
+The order is fixed and every six questions hold each type once, so the first N questions of a split are a smaller set
+of the same kind. Made once, kept under the cache folder, and checked before reuse.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla_tune.artifacts import file_digest, table_digest, write_json
+from vla_tune.console import warn
+from vla_tune.data.manifests import load_manifest
+from vla_tune.data.scenes import COLOURS, GENERATOR_VERSION, SHAPES, SPLITS, Scene, picture_hash, sample_scene
+from vla_tune.errors import UserError
+from vla_tune.resources import cache_folder
+from vla_tune.vqa.questions import QUESTION_TYPES, Question, ask
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+QUESTIONS_VERSION = 1
+PICTURES = 1000
+QUESTIONS_PER_PICTURE = 3
+CANDIDATES = 3
+"""Fitting scenes looked at for each picture."""
+SCENES = 5000
+"""The scenes of a split that training keeps away from by content hash; enough for `PICTURES` times `CANDIDATES` that fit."""
+DRAWS = 8
+"""Questions of one type drawn from one scene, of which the one with the rarest answer is kept."""
+TYPE_ANSWERS = {
+    "count": ("1", "2", "3", "4", "5"),
+    "count_attribute": ("0", "1", "2", "3"),
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "existence": ("yes", "no"),
+    "relation": ("yes", "no"),
+}
+"""The answers that are evened out within each type; scenes for others (four alike) are too rare, and are not asked about."""
+SIZE_KEYS = {"anchor": "anchor.samples", "test": "vqa.questions"}
+FILE = "questions.parquet"
+
+
+def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> Dataset:
+    """The first `count` questions (all, without a count) of a manifest's split, `anchor` or `test`, made where missing.
+
+    Columns: question_id, image_id (the picture's content hash, cut short), image, type, question, answers (all right ones).
+
+    Raises:
+        UserError: the manifest is not one of generated questions, or the split has fewer questions.
+
+    """
+    manifest = load_manifest(manifest_name)
+    if manifest.kind != "vqa":
+        raise UserError(f"vqa.manifest={manifest_name}: it describes {manifest.kind}, not questions")
+    total = PICTURES * QUESTIONS_PER_PICTURE
+    if count is not None and count > total:
+        raise UserError(f"{SIZE_KEYS[split]}={count}: the {split} split of '{manifest_name}' has {total} questions")
+    return _read(_stored(manifest.seed, split), total if count is None else count)
+
+
+def questions_digest(questions: Dataset) -> str:
+    """`sha256:...` of questions, answers and pictures (by content hash)."""
+    return table_digest(questions.remove_columns("image").to_dict())
+
+
+def generate(seed: int, split: str, pictures: int) -> Iterator[tuple[Scene, list[Question]]]:
+    """Scenes of a split with three questions each; two scenes in a row share out the question types.
+
+    Of `CANDIDATES` scenes the one is kept whose questions have the answers used least so far within their types.
+    """
+    rng = np.random.default_rng([seed, SPLITS[split], QUESTIONS_VERSION])
+    used: Counter[tuple[str, ...]] = Counter()
+    scenes = iter(range(SCENES))
+    hands: list[list[str]] = []
+    for _ in range(pictures):
+        if not hands:
+            dealt = rng.permutation(list(QUESTION_TYPES)).tolist()
+            hands = [dealt[:QUESTIONS_PER_PICTURE], dealt[QUESTIONS_PER_PICTURE:]]
+        kinds = hands.pop(0)
+        offers: list[tuple[int, int, Scene, list[Question]]] = []
+        while len(offers) < CANDIDATES:
+            index = next(scenes)
+            scene = sample_scene(seed, split, index)
+            questions = [question for kind in kinds if (question := _rarest(scene, kind, rng, used))]
+            if len(questions) == len(kinds):
+                offers.append((sum(_lead(question, used) ** 2 for question in questions), index, scene, questions))
+        _, _, scene, questions = min(offers, key=lambda offer: offer[:2])
+        for question in questions:
+            used[question.type, question.answer] += 1
+            used[question.type, question.text, question.answer] += 1
+        yield scene, questions
+
+
+def _rarest(scene: Scene, kind: str, rng: np.random.Generator, used: Counter[tuple[str, ...]]) -> Question | None:
+    """Of `DRAWS` questions the one whose answer is the rarest so far, in its type and then for its own text."""
+    drawn = [ask(scene, kind, rng) for _ in range(DRAWS)]
+    fit = [q for q in drawn if q and q.answer in TYPE_ANSWERS[kind]]
+    return min(fit, key=lambda q: (used[kind, q.answer], used[kind, q.text, q.answer]), default=None)
+
+
+def _lead(question: Question, used: Counter[tuple[str, ...]]) -> int:
+    """How often this answer was used more than the rarest one of its type."""
+    return used[question.type, question.answer] - min(used[question.type, answer] for answer in TYPE_ANSWERS[question.type])
+
+
+def _stored(seed: int, split: str) -> Path:
+    """The parquet file of a whole split, made where it is missing or does not match its digest."""
+    folder = cache_folder() / "questions" / f"shapes-{GENERATOR_VERSION}.{QUESTIONS_VERSION}-seed-{seed}-{split}"
+    file, digest = folder / FILE, folder / "digest.json"
+    if folder.exists():
+        if _matches(file, digest):
+            return file
+        warn(f"{folder} is damaged; the questions are made again")
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        _write(fresh / FILE, seed, split)
+        write_json(fresh / digest.name, {"sha256": file_digest(fresh / FILE)})
+        fresh.rename(folder)
+    except OSError:
+        if not _matches(file, digest):  # else another process has put the same questions there meanwhile
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return file
+
+
+def _matches(file: Path, digest: Path) -> bool:
+    try:
+        return bool(json.loads(digest.read_text())["sha256"] == file_digest(file))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(file: Path, seed: int, split: str) -> None:
+    """Write a split as parquet in the layout of Hugging Face datasets (feature `Image`)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features, List, Value
+    from datasets import Image as ImageFeature
+
+    columns = {name: Value("string") for name in ("question_id", "image_id", "type", "question")}
+    features = Features({**columns, "image": ImageFeature(), "answers": List(Value("string"))})
+    rows: list[dict[str, Any]] = []
+    for picture, (scene, questions) in enumerate(generate(seed, split, PICTURES)):
+        drawn, png = scene.draw(), io.BytesIO()
+        drawn.save(png, "PNG")
+        shared = {"image_id": picture_hash(drawn)[:16], "image": {"bytes": png.getvalue(), "path": None}}
+        for number, question in enumerate(questions):
+            asked = {"type": question.type, "question": question.text, "answers": [question.answer]}
+            rows.append({"question_id": f"{split}-{picture:04d}-{number}", **shared, **asked})
+    pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), file)
+
+
+def _read(file: Path, count: int) -> Dataset:
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    return Dataset(InMemoryTable(pq.read_table(file).slice(0, count).combine_chunks()))

@@ -1,0 +1,130 @@
+"""Scores of free-form answers, how much of the skill is left, and how sure that is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+type Floats = npt.NDArray[np.float64]
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of the same questions before and after, with what they are grouped by; all of one length.
+
+    images: the picture each question is about; pictures, not questions, are what the bootstrap draws.
+    """
+
+    images: Sequence[str]
+    types: Sequence[str]
+    base: Floats
+    tuned: Floats
+
+
+def normalise(text: str) -> str:
+    """Only surrounding white space and case are forgiven; an answer in another format is wrong."""
+    return text.strip().lower()
+
+
+def exact_match(prediction: str, answers: Iterable[str]) -> float:
+    """1.0 where the normalised prediction is one of the normalised answers, else 0.0."""
+    return float(normalise(prediction) in {normalise(answer) for answer in answers})
+
+
+def summarise(scored: Scored, *, resamples: int, seed: int) -> dict[str, Any]:
+    """The figures of `figures` over all questions, and under `by_type` for each type.
+
+    All intervals come from the same resamples of the pictures.
+    """
+    images, index = np.unique(np.asarray(scored.images), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples).astype(np.float64)
+    everything = np.ones(len(index), dtype=bool)
+    types = np.asarray(scored.types)
+    groups = {name: figures(index, drawn, scored, types == name) for name in sorted(set(scored.types))}
+    return {**figures(index, drawn, scored, everything), "images": len(images), "by_type": groups}
+
+
+def figures(index: npt.NDArray[np.intp], drawn: Floats, scored: Scored, chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """n, and base_accuracy, accuracy and retention of the chosen questions as `{value, low, high}`, a 95 % interval.
+
+    Args:
+        index: the picture of each question, counted from 0.
+        drawn: `[resamples, pictures]`, how often each resample drew each picture.
+
+    Returns:
+        The figures by name; retention is None where the base answered nothing right.
+
+    """
+    sums = np.stack([_per_image(index, drawn.shape[1], values * chosen) for values in (np.ones(len(index)), scored.base, scored.tuned)])
+    n, base, tuned = sums.sum(1)
+    totals = drawn @ sums.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = {
+            "base_accuracy": totals[:, 1] / totals[:, 0],
+            "accuracy": totals[:, 2] / totals[:, 0],
+            "retention": totals[:, 2] / totals[:, 1],
+        }
+    points = {"base_accuracy": base / n, "accuracy": tuned / n, "retention": tuned / base if base else None}
+    result: dict[str, Any] = {"n": int(n)}
+    for name, point in points.items():
+        result[name] = None if point is None else {"value": float(point), **interval(resampled[name])}
+    return result
+
+
+def interval(values: Floats) -> dict[str, float | None]:
+    """`low` and `high` of the central 95 % of resampled values, without those that had nothing to divide by."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {"low": None, "high": None}
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return {"low": float(low), "high": float(high)}
+
+
+def mcnemar(base: Floats, tuned: Floats) -> dict[str, Any]:
+    """McNemar's exact test on scores of 0 or 1: `lost` right answers against `gained` ones, two-sided `p`."""
+    from scipy.stats import binomtest
+
+    lost, gained = int(((base == 1) & (tuned == 0)).sum()), int(((base == 0) & (tuned == 1)).sum())
+    p = float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
+    return {"lost": lost, "gained": gained, "p": p}
+
+
+def blind_answers(seen: Iterable[tuple[str, str, str]], asked: Iterable[tuple[str, str]]) -> list[str]:
+    """What the best guesser answers who knows the questions' texts but sees no picture.
+
+    The most frequent answer to the same text among the questions seen, else that of the type; the first in the
+    alphabet of equally frequent ones.
+
+    Args:
+        seen: type, text and answer of other questions of the same kind.
+        asked: type and text of each question to answer; every type must have been seen.
+
+    """
+    by_text: dict[str, Counter[str]] = {}
+    by_type: dict[str, Counter[str]] = {}
+    for kind, text, answer in seen:
+        by_text.setdefault(text, Counter())[answer] += 1
+        by_type.setdefault(kind, Counter())[answer] += 1
+    return [_most_frequent(by_text.get(text) or by_type[kind]) for kind, text in asked]
+
+
+def accuracy_by_type(types: Sequence[str], scores: Floats) -> dict[str, float]:
+    """Mean score of each type, types in alphabetical order."""
+    kinds = np.asarray(types)
+    return {name: float(scores[kinds == name].mean()) for name in sorted(set(types))}
+
+
+def _most_frequent(counts: Mapping[str, int]) -> str:
+    return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def _per_image(index: npt.NDArray[np.intp], images: int, values: Floats) -> Floats:
+    return np.bincount(index, weights=values, minlength=images).astype(np.float64)

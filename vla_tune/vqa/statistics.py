@@ -1,0 +1,143 @@
+"""What a VLM's residual stream looks like on VQA questions: moments of each decoder block's output, in both paths.
+
+The policy's own prefix forward is not the VLM's (scaled embeddings, bidirectional attention, its own rotary base), so
+statistics of the two are kept apart and never compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_tune.console import progress
+from vla_tune.geometry.gaussian import Moments, wasserstein2
+from vla_tune.policies.smolvla import SmolVLAAdapter, Taps, residual_taps
+from vla_tune.vqa.answering import model_inputs, tokenizer_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+    from PIL.Image import Image
+    from transformers import SmolVLMForConditionalGeneration, SmolVLMProcessor
+
+STOCK = "stock."
+"""What the names of the Hugging Face path's statistics start with."""
+
+
+@torch.no_grad()
+def policy_moments(adapter: SmolVLAAdapter, questions: Dataset, batch_size: int) -> list[Moments]:
+    """Moments of each block's output in the policy's prefix forward, over image and question tokens.
+
+    A question is tokenised by lerobot's own processor steps, as an instruction would be.
+    """
+    policy = adapter.policy
+    device = next(policy.parameters()).device
+    tokenise = InstructionTokens(policy.config)
+    totals: list[Moments] = []
+    with progress("anchor, policy path", len(questions), "questions") as counter:
+        for start in range(0, len(questions), batch_size):
+            batch = questions[start : start + batch_size]
+            tokens, token_mask = tokenise(batch["question"])
+            taps = adapter.prefix_forward(pixels(batch["image"]).to(device), tokens.to(device), token_mask.to(device))
+            assert taps.mask is not None
+            totals = _gather(totals, taps.states, taps.mask)
+            counter.advance(len(batch["question"]))
+    return totals
+
+
+@torch.no_grad()
+def stock_moments(
+    vlm: SmolVLMForConditionalGeneration, processor: SmolVLMProcessor, questions: Dataset, batch_size: int, description: str
+) -> list[Moments]:
+    """Moments of each block's output in the Hugging Face forward, over the image's tokens and the question's own."""
+    totals: list[Moments] = []
+    with progress(description, len(questions), "questions") as counter:
+        for start in range(0, len(questions), batch_size):
+            batch = questions[start : start + batch_size]
+            inputs = model_inputs(processor, batch["image"], batch["question"]).to(vlm.device)
+            with residual_taps(vlm, Taps()) as taps:
+                vlm.model(**inputs, use_cache=False)
+            totals = _gather(totals, taps.states, image_and_question(inputs["input_ids"], processor))
+            counter.advance(len(batch["question"]))
+    return totals
+
+
+def drift(moments: list[Moments], mean: list[Tensor], std: list[Tensor]) -> list[float]:
+    """Squared 2-Wasserstein distance of each block's stock statistics to the anchor's, divided by the width.
+
+    Args:
+        moments: `stock_moments` of the VLM over the anchor's questions.
+        mean, std: the anchor's statistics of the Hugging Face path, for the blocks that the policy uses.
+
+    """
+    return [
+        float(wasserstein2(now.mean.cpu(), now.std().cpu(), mean_a.double(), std_a.double())) / len(mean_a)
+        for now, mean_a, std_a in zip(moments[: len(mean)], mean, std, strict=True)
+    ]
+
+
+def tensors_of(moments: Iterable[Moments], prefix: str = "") -> dict[str, Tensor]:
+    """`{prefix}layers.{i}.mean`, `.std` (float32 `[d]`) and `.count` (int64), as an anchor artifact holds them."""
+    tensors: dict[str, Tensor] = {}
+    for number, layer in enumerate(moments):
+        name = f"{prefix}layers.{number}"
+        tensors[f"{name}.mean"] = layer.mean.float().cpu()
+        tensors[f"{name}.std"] = layer.std().float().cpu()
+        tensors[f"{name}.count"] = torch.tensor(layer.count)
+    return tensors
+
+
+class InstructionTokens:
+    """lerobot's two text steps of SmolVLA: the closing newline, then the tokenizer with padding on the right."""
+
+    def __init__(self, config: SmolVLAConfig) -> None:
+        from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+
+        preprocessor, _ = make_smolvla_pre_post_processors(config, None)
+        wanted = ("NewLineTaskProcessorStep", "TokenizerProcessorStep")
+        self._steps = [step for step in preprocessor.steps if type(step).__name__ in wanted]
+        assert len(self._steps) == len(wanted)
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, `[batch, length]`."""
+        from lerobot.lerobot_types import TransitionKey
+        from lerobot.processor.converters import create_transition
+        from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+
+        transition = create_transition(observation={}, complementary_data={"task": texts})
+        for step in self._steps:
+            transition = step(transition)
+        observation = transition[TransitionKey.OBSERVATION]
+        return observation[OBS_LANGUAGE_TOKENS], observation[OBS_LANGUAGE_ATTENTION_MASK]
+
+
+def pixels(pictures: list[Image]) -> Tensor:
+    """RGB pictures of one size as `[batch, 3, height, width]` in 0..1."""
+    stacked = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
+
+
+def image_and_question(ids: Tensor, processor: SmolVLMProcessor) -> Tensor:
+    """Which of the chat's tokens `[batch, length]` are the picture's or the question's text.
+
+    The question follows the picture's last token and ends at the end of the user's turn; special tokens (padding, BOS, the
+    frame of the picture), role words and the opened answer are left out.
+    """
+    tokenizer = tokenizer_of(processor)
+    image = ids == processor.image_token_id
+    place = torch.arange(ids.shape[1], device=ids.device)
+    behind = place > (image * place).amax(1, keepdim=True)
+    end = tokenizer.convert_tokens_to_ids(processor.end_of_utterance_token)
+    over = (behind & (ids == end)).cumsum(1) > 0
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+    mask: Tensor = image | (behind & ~over & ~special)
+    return mask
+
+
+def _gather(totals: list[Moments], states: list[Tensor], mask: Tensor) -> list[Moments]:
+    seen = [Moments.of(state[mask]) for state in states]
+    return seen if not totals else [total.merge(new) for total, new in zip(totals, seen, strict=True)]
