@@ -41,10 +41,14 @@ def publish(run: Path, stage: str, files: dict[str, Any], method: str, seed: int
 
 
 def metrics(method: str, steps: int = 400, layers: int = 4) -> list[dict[str, Any]]:
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311
     rows = []
     for step in range(10, steps + 1, 10):
-        row: dict[str, Any] = {"step": step, "loss": 1.2 * math.exp(-step / 200) + 0.1 * rng.random() + 0.1, "lr": 1e-3 * (1 - step / steps)}
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": 1.2 * math.exp(-step / 200) + 0.1 * rng.random() + 0.1,
+            "lr": 1e-3 * (1 - step / steps),
+        }
         row |= {"grad_norm": 1 + rng.random(), "step_s": 0.2 + 0.01 * rng.random(), "data_s": 0.01}
         if method == "aegis":
             row["cosine"] = [*(rng.uniform(-0.1, 0.1) for _ in range(layers - 1)), None]
@@ -56,7 +60,7 @@ def metrics(method: str, steps: int = 400, layers: int = 4) -> list[dict[str, An
 
 
 def predictions(kept: float) -> list[dict[str, Any]]:
-    rng = random.Random(1)
+    rng = random.Random(1)  # noqa: S311
     rows = []
     for number in range(60):
         kind = TYPES[number % len(TYPES)]
@@ -72,7 +76,7 @@ def rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
     base, after = (sum(row[key] for row in rows) / len(rows) for key in ("base_score", "score"))
     figures: dict[str, Any] = {"n": len(rows)}
     for name, value in (("base_accuracy", base), ("accuracy", after), ("retention", after / base)):
-        figures |= {name: value, f"{name}_interval": [max(value - 0.06, 0), value + 0.05]}
+        figures[name] = {"value": value, "low": max(value - 0.06, 0), "high": value + 0.05}
     return figures
 
 
@@ -84,9 +88,10 @@ def add_train(run: Path, method: str = "aegis", seed: int = 0) -> Artifact:
 
 def add_vqa(run: Path, train: Artifact, method: str = "aegis", seed: int = 0, kept: float = 0.6) -> Artifact:
     rows = predictions(kept)
-    by_type = {kind: {**rates([row for row in rows if row["type"] == kind]), "blind_accuracy": 0.3} for kind in TYPES}
+    by_type = {kind: {**rates([row for row in rows if row["type"] == kind]), "blind": 0.3} for kind in TYPES}
     drift = [0.2, 0.05, 0.01, 0.004]
-    report = {**rates(rows), "by_type": by_type, "mcnemar": {"lost": 20, "gained": 3, "p": 0.0004}, "blind_accuracy": 0.3}
+    report = {**rates(rows), "by_type": by_type, "lost": 20, "gained": 3, "mcnemar_p": 0.0004, "blind": 0.3}
+    report["weights"] = [{"group": "layers.0", "parameters": 1000, "tensors": 9, "moved": 9, "relative": 0.01, "largest": 0.2}]
     report |= {"drift": sum(drift) / len(drift), "drift_by_layer": drift}
     return publish(run, "eval-vqa", {"report.json": report, "predictions.parquet": rows}, method, seed, [train.as_input()])
 
@@ -97,9 +102,9 @@ def add_rollout(run: Path, train: Artifact, method: str = "aegis", seed: int = 0
         for number in range(8)
         for task in TASKS
     ]
-    tasks = {task: {"success": 0.75, "success_interval": [0.41, 0.93], "episodes": 8} for task in TASKS}
-    report = {"success": 0.75, "success_interval": [0.5, 0.9], "episodes": 16, "by_task": tasks, "n_action_steps": 8, "step_limit": 150}
-    files = {"report.json": report, "episodes.parquet": episodes, "videos/reach-v3-10000-success.mp4": MP4}
+    tasks = {task: {"value": 0.75, "low": 0.41, "high": 0.93, "episodes": 8, "instruction": PAYLOAD} for task in TASKS}
+    report = {"success": {"value": 0.75, "low": 0.5, "high": 0.9}, "episodes": 16, "by_task": tasks, "n_action_steps": 8, "step_limit": 150}
+    files = {"report.json": report, "episodes.parquet": episodes, "videos/reach-v3-seed10000-success.mp4": MP4}
     return publish(run, "eval-rollout", files, method, seed, [train.as_input()])
 
 

@@ -31,6 +31,7 @@ def _numbers(run: Run) -> Row:
         "by_type": tables.by_type(run),
         "by_task": tables.by_task(run),
         "layers": tables.layer_summary(run),
+        "weights": (run.vqa or {}).get("weights"),
         "curves": {name: [row.get(name) for row in run.metrics] for name in METRICS},
         "diagnostics": layer_series(run.metrics),
         "changed_answers": media.changed_counts(run),
@@ -80,6 +81,7 @@ def _shown(run: Run) -> Row:
         "types": tables.type_table(run),
         "tasks": tables.task_table(run),
         "layers": tables.layer_table(run),
+        "weights": tables.weights_table(run),
         "mcnemar_p": tables.headline(run)["mcnemar_p"],
         "changed": media.changed_counts(run),
         "cards": media.changed_cards(run),
@@ -94,9 +96,9 @@ def _layer_maps(runs: list[Run]) -> list[tuple[str, str | None]]:
     for run in runs:
         of = f" · {run.label}" if len(runs) > 1 else ""
         maps += [
-            (f"Drift by layer and step{of}", plots.layer_map(run, "drift", "drift, W2² / width", log=True)),
-            (f"Energy shed by layer and step{of}", plots.layer_map(run, "energy_shed", "energy shed (%)", scale=100)),
-            (f"Cosine of task and anchor gradient{of}", plots.layer_map(run, "cosine", "cosine", diverging=True)),
+            (f"Drift in training{of}", plots.layer_map(run, "drift", "drift, W2² / width", log=True)),
+            (f"Energy shed{of}", plots.layer_map(run, "energy_shed", "energy shed (%)", scale=100)),
+            (f"Gradient cosine{of}", plots.layer_map(run, "cosine", "cosine of task and anchor", diverging=True)),
         ]
     return maps
 

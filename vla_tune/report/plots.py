@@ -14,6 +14,7 @@ from vla_tune.report.runs import Row, Run, layer_series
 from vla_tune.report.tables import by_task, by_type, headline
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -24,6 +25,8 @@ PALETTE = ("#2f83c5", "#d98a1e", "#12a078", "#c4609a", "#8a7fd0", "#c9512b")
 GREY = "#8a8f98"
 MARKERS = "osD^vP"
 LINES = ("-", "--", ":", "-.")
+MANY = 4
+"""With more runs than this, legends name methods."""
 SIZE = (4.3, 3.3)
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -71,7 +74,7 @@ def frontier(runs: list[Run]) -> str | None:
                 label=run.label,
             )
         ax.set(xlabel="VQA accuracy after (%)", ylabel="closed-loop success (%)", ylim=(-3, 103))
-        _legend(figure, ax)
+        _legend(figure, ax, runs)
         return done()
 
 
@@ -84,7 +87,7 @@ def accuracy_by_type(runs: list[Run]) -> str | None:
     series = [("before", next(iter(tables.values())), "base_accuracy", GREY, "o")]
     for label, table in tables.items():
         colour, _, marker = run_styles(runs)[label]
-        series.append((f"after: {label}", table, "accuracy", colour, marker))
+        series.append((label, table, "accuracy", colour, marker))
     with _figure("types", height=_rows_height(len(kinds), len(series))) as (figure, ax, done):
         _dots(ax, kinds, series)
         blind = [next((table[kind]["blind"] for table in tables.values() if kind in table), None) for kind in kinds]
@@ -99,7 +102,7 @@ def accuracy_by_type(runs: list[Run]) -> str | None:
                     label=None if place else "blind guesser",
                 )
         ax.set(xlabel="accuracy (%)", xlim=(-2, 102))
-        _legend(figure, ax)
+        _legend(figure, ax, runs)
         return done()
 
 
@@ -116,7 +119,7 @@ def success_by_task(runs: list[Run]) -> str | None:
     with _figure("tasks", height=_rows_height(len(tasks), len(series))) as (figure, ax, done):
         _dots(ax, tasks, series)
         ax.set(xlabel="closed-loop success (%)", xlim=(-2, 102))
-        _legend(figure, ax)
+        _legend(figure, ax, runs)
         return done()
 
 
@@ -134,7 +137,7 @@ def final_drift(runs: list[Run]) -> str | None:
         _log_where_positive(ax, [value for _, drift in found for value in drift])
         ax.set(xlabel="layer", ylabel="final drift, W2² / width")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(figure, ax)
+        _legend(figure, ax, runs)
         return done()
 
 
@@ -152,7 +155,7 @@ def curve(runs: list[Run], key: str, label: str, *, log: bool = False) -> str | 
         if log:
             _log_where_positive(ax, [row[key] for _, rows in found for row in rows])
         ax.set(xlabel="step", ylabel=label)
-        _legend(figure, ax)
+        _legend(figure, ax, runs)
         return done()
 
 
@@ -184,8 +187,7 @@ def layer_map(run: Run, key: str, label: str, *, scale: float = 1.0, log: bool =
         )
         bar = figure.colorbar(image, ax=ax, label=label)
         if isinstance(norm, LogNorm):
-            bar.ax.yaxis.set_major_formatter("{x:g}")
-            bar.ax.yaxis.set_minor_formatter("")
+            _log_ticks(bar.ax, norm.vmin or 0, norm.vmax or 0)
         bar.outline.set_linewidth(0)  # type: ignore[operator]
         ax.grid(visible=False)
         ax.set(xlabel="step", ylabel="layer")
@@ -227,21 +229,40 @@ def _gaps(values: list[float | None]) -> list[float]:
 
 
 def _log_where_positive(ax: Axes, values: list[float | None]) -> None:
+    """A logarithmic axis for what is above 0; zeros get a place of their own at its foot."""
     known = [value for value in values if value is not None and math.isfinite(value)]
-    if known and min(known) > 0:
+    positive = [value for value in known if value > 0]
+    if not positive or min(known) < 0:
+        return
+    if min(known) == 0:
+        ax.set_yscale("symlog", linthresh=min(positive))
+    else:
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("")
+    _log_ticks(ax, min(positive), max(positive))
+
+
+def _log_ticks(ax: Axes, low: float, high: float) -> None:
+    """Plain numbers at the decades, and between them where there are few."""
+    from matplotlib.ticker import LogLocator
+
+    if high / low < 300 and ax.get_yscale() == "log":
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
 
 
 def _rows_height(groups: int, series: int) -> float:
-    return 1.2 + groups * max(0.3, 0.12 * series) + 0.2 * math.ceil(series / 2)
+    return 1.6 + groups * max(0.3, 0.12 * series)
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    columns = 1 if max(len(label) for label in labels) > 30 else 2
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+def _legend(figure: Figure, ax: Axes, runs: list[Run]) -> None:
+    """A legend below the axes: every run, or where these are many every method (whose runs share a colour and a marker)."""
+    names = {run.label: run.method for run in runs} if len(runs) > MANY else {}
+    entries: dict[str, Artist] = {}
+    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+        entries.setdefault(names.get(label, label), handle)
+    columns = 1 if max(len(label) for label in entries) > 30 else 2
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 
 
 @contextmanager

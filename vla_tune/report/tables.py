@@ -34,12 +34,12 @@ def headline(run: Run) -> Row:
         "seed": run.seed,
         "steps": run.steps,
         "running": run.running,
-        "vqa_before": interval(vqa, "base_accuracy"),
-        "vqa_after": interval(vqa, "accuracy"),
-        "retention": interval(vqa, "retention"),
+        "vqa_before": vqa.get("base_accuracy"),
+        "vqa_after": vqa.get("accuracy"),
+        "retention": vqa.get("retention"),
         "questions": vqa.get("n"),
-        "mcnemar_p": (vqa.get("mcnemar") or {}).get("p"),
-        "success": interval(rollout, "success"),
+        "mcnemar_p": vqa.get("mcnemar_p"),
+        "success": rollout.get("success"),
         "episodes": len(run.episodes) if run.rollout else None,
         "drift": vqa.get("drift"),
         "energy_shed": mean_energy_shed(run.metrics),
@@ -50,17 +50,14 @@ def headline(run: Run) -> Row:
 def by_type(run: Run) -> dict[str, Row]:
     """VQA accuracy by type of question: base, tuned, retention, the blind guesser's, and how many questions."""
     types: dict[str, Row] = (run.vqa or {}).get("by_type", {})
-    names = ("base_accuracy", "accuracy", "retention")
-    return {
-        kind: {**{name: interval(row, name) for name in names}, "blind": row.get("blind_accuracy"), "n": row.get("n")}
-        for kind, row in types.items()
-    }
+    names = ("n", "base_accuracy", "accuracy", "retention", "blind")
+    return {kind: {name: row.get(name) for name in names} for kind, row in types.items()}
 
 
-def by_task(run: Run) -> dict[str, Row | None]:
-    """Closed-loop success by task, with its interval."""
+def by_task(run: Run) -> dict[str, Row]:
+    """Closed-loop success by task, with its interval and the number of episodes."""
     tasks: dict[str, Row] = (run.rollout or {}).get("by_task", {})
-    return {task: interval(row, "success") for task, row in tasks.items()}
+    return {task: {name: row.get(name) for name in ("value", "low", "high", "episodes")} for task, row in tasks.items()}
 
 
 def layer_summary(run: Run) -> list[Row]:
@@ -76,14 +73,6 @@ def layer_summary(run: Run) -> list[Row]:
         row["final_drift"] = final[layer] if layer < len(final) else None
         rows.append(row)
     return rows
-
-
-def interval(report: Row, name: str) -> Row | None:
-    """A report's figure with its interval, `{value, low, high}`; None where there is no such figure."""
-    if report.get(name) is None:
-        return None
-    low, high = report.get(f"{name}_interval") or (None, None)
-    return {"value": report[name], "low": low, "high": high}
 
 
 def headline_table(runs: list[Run]) -> Table:
@@ -123,12 +112,13 @@ def type_table(run: Run) -> Table:
         ]
         for kind, row in by_type(run).items()
     ]
-    return Table(["Type", "Questions", "Before", "After", "Retention", "Blind guesser"], rows)
+    return Table(["Type", "Questions", "Before", "After", "Retention", "Blind"], rows)
 
 
 def task_table(run: Run) -> Table:
     """Closed-loop success by task of one run."""
-    return Table(["Task", "Success"], [[Cell(task), rate(row)] for task, row in by_task(run).items()])
+    rows = [[Cell(task), Cell(count(row["episodes"])), rate(row)] for task, row in by_task(run).items()]
+    return Table(["Task", "Episodes", "Success"], rows)
 
 
 def layer_table(run: Run) -> Table:
@@ -146,9 +136,25 @@ def layer_table(run: Run) -> Table:
     return Table(["Layer", "Final drift", "Mean cosine", "Steps projected", "Energy shed"], rows)
 
 
+def weights_table(run: Run) -> Table:
+    """Which groups of the VLM's weights fine-tuning moved, and how far."""
+    groups: list[Row] = (run.vqa or {}).get("weights", [])
+    rows = [
+        [
+            Cell(group["group"]),
+            Cell(count(group["parameters"])),
+            Cell(f"{group['moved']} of {group['tensors']}"),
+            Cell(number(group["relative"])),
+            Cell(number(group["largest"])),
+        ]
+        for group in groups
+    ]
+    return Table(["Weights", "Parameters", "Tensors moved", "Relative change", "Largest change"], rows)
+
+
 def rate(figure: Row | None, note: str = "") -> Cell:
     """An accuracy or a rate in percent, its 95 % interval below."""
-    if figure is None or figure.get("value") is None:
+    if not figure or figure["value"] is None:
         return Cell(NONE)
     span = ""
     if figure["low"] is not None and figure["high"] is not None:

@@ -17,6 +17,7 @@ import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ class FastMetaworldEnv(MetaworldEnv):  # type: ignore[misc]
 
     def observe(self) -> Observation:
         """The observation of the present state, with its picture."""
-        observation = {"pixels": self._picture(self.observation_width, self.observation_height)}
+        observation: Observation = {"pixels": self._picture(self.observation_width, self.observation_height)}
         if self.obs_type == "pixels_agent_pos":
             observation["agent_pos"] = self.raw_observation[:4].copy()
         return observation
@@ -153,7 +154,9 @@ class Renderer:
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         try:
-            self._gl = mujoco.GLContext(width, height)
+            # Not mujoco.GLContext: that was chosen when something imported mujoco, maybe before MUJOCO_GL was set.
+            backend: Any = import_module(f"mujoco.{os.environ['MUJOCO_GL']}")
+            self._gl = backend.GLContext(width, height)
             self._gl.make_current()
         except Exception as error:  # every backend raises its own kind
             raise no_gl(error) from None

@@ -49,7 +49,7 @@ class Loop:
     def step(self) -> dict[str, Any]:
         """One batch, one update; the step's figures. The same operations in the same order as lerobot's `update_policy`."""
         began = time.perf_counter()
-        batch = self.preprocess(next(self.batches))
+        batch = self.preprocess(as_floats(next(self.batches)))
         loaded = time.perf_counter()
         self.method.policy.train()
         with self.accelerator.autocast():
@@ -87,6 +87,12 @@ class Loop:
                     save_checkpoint(run, step, self.method.policy, self.optimizer, self.scheduler)
                 if stopped:
                     raise Interrupted(stopped[0])
+
+
+def as_floats(batch: dict[str, Any]) -> dict[str, Any]:
+    """Pictures that come as uint8 (decoded videos do) in 0..1, as lerobot's training turns them."""
+    pictures = {key: value.float() / 255 for key, value in batch.items() if isinstance(value, torch.Tensor) and value.dtype == torch.uint8}
+    return {**batch, **pictures}
 
 
 def _not_a_number(step: int, what: str, run: Path) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vla_tune.console import say, table
+from vla_tune.training.loop import as_floats
 from vla_tune.training.setup import make_loader
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _activation_bytes(config: Config, start: Start, method: Method) -> int:
     config.train.batch_size, wanted = 2, config.train.batch_size
     loader, _ = make_loader(config, start.dataset, step=0)
     config.train.batch_size = wanted
-    batch = start.processors[0](next(iter(loader)))
+    batch = start.processors[0](as_floats(next(iter(loader))))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         kept = method.losses(batch)  # the graph must live until its storages are counted, or addresses are used again
     del kept

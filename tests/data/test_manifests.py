@@ -1,0 +1,46 @@
+import pytest
+
+from vla_tune.data.manifests import DemonstrationsManifest, VqaManifest, load_manifest, manifest_digest, parse_manifest
+from vla_tune.errors import UserError
+
+GOOD = {"kind": "demonstrations", "tasks": ["reach-v3"], "episodes_per_task": 2, "license": "Apache-2.0"}
+
+
+def test_shipped_manifests_are_of_their_kind():
+    assert isinstance(load_manifest("shapes"), VqaManifest)
+    demo = load_manifest("metaworld-demo")
+    assert isinstance(demo, DemonstrationsManifest)
+    assert len(demo.tasks) >= 4
+
+
+def test_unknown_manifest_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'shapes'"):
+        load_manifest("shape")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "vq"}, "did you mean 'vqa'"),
+        ({"kind": None}, "kind"),
+        ({"generator": "metawrld"}, "did you mean 'metaworld'"),
+        ({"tasks": []}, "at least one task"),
+        ({"episodes_per_task": 0}, "episodes_per_task=0"),
+        ({"episodes_per_task": "many"}, "Integer"),
+        ({"episodes": 3}, "unknown key 'episodes'"),
+    ],
+)
+def test_wrong_manifests_name_the_key(change, message):
+    with pytest.raises(UserError, match=message):
+        parse_manifest({**GOOD, **change}, "a file")
+
+
+def test_missing_licence_is_an_error():
+    with pytest.raises(UserError, match="license"):
+        parse_manifest({key: value for key, value in GOOD.items() if key != "license"}, "a file")
+
+
+def test_digest_follows_the_content():
+    one, two = parse_manifest(GOOD, "a file"), parse_manifest({**GOOD, "seed": 1}, "a file")
+    assert manifest_digest(one) == manifest_digest(parse_manifest(GOOD, "another file"))
+    assert manifest_digest(one) != manifest_digest(two)

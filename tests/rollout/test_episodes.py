@@ -1,0 +1,239 @@
+"""Closed loop for real, with a policy whose action expert was never trained."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from vla_tune.artifacts import read_artifact
+from vla_tune.config import load_config
+from vla_tune.errors import UserError
+from vla_tune.rollout.episodes import Actor, Episode, Runner, call_noise, plan, wilson
+from vla_tune.stages import eval_rollout
+
+TASKS = "rollout.tasks=[reach-v3,drawer-close-v3]"
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+    """A stock lerobot policy folder on the embedded VLM."""
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    from vla_tune.policies.loading import load_processors, new_policy, save_policy
+    from vla_tune.resources import demo_vlm
+
+    inputs = {
+        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+        "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
+    }
+    torch.manual_seed(0)
+    policy = new_policy(str(demo_vlm()), load_config("demo").policy.settings, (inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))}))
+    unit = {"mean": torch.zeros(4), "std": torch.ones(4)}
+    folder = tmp_path_factory.mktemp("policy")
+    save_policy(policy, load_processors(policy, stats={"observation.state": unit, "action": unit}), folder, str(demo_vlm()))
+    return folder
+
+
+def config_of(policy_folder, *overrides):
+    small = ["rollout.episodes=5", "rollout.step_limit=12", "rollout.n_action_steps=4", "rollout.videos=1", "rollout.parallel=4"]
+    return load_config("demo", [f"train.path={policy_folder}", TASKS, *small, *overrides])
+
+
+@pytest.fixture(scope="module")
+def actor(policy_folder):
+    return eval_rollout.open_actor(config_of(policy_folder), str(policy_folder))
+
+
+class Recording:
+    """An actor that keeps what it is asked and what it answers, by episode and call."""
+
+    def __init__(self, actor):
+        self.actor, self.batches, self.actions = actor, [], {}
+
+    def __call__(self, observations, instructions, calls):
+        self.batches.append(len(calls))
+        actions = self.actor(observations, instructions, calls)
+        self.actions.update(zip(calls, actions, strict=True))
+        return actions
+
+
+def run(actor, parallel):
+    episodes, ended = plan(["reach-v3", "drawer-close-v3"], 5, 10_000, 0), []
+    recording = Recording(actor)
+    Runner(recording, parallel=parallel, step_limit=12, image_size=64).run(episodes, ended.append)
+    assert sorted(map(id, ended)) == sorted(map(id, episodes))
+    return recording, [episode.row() for episode in episodes]
+
+
+def test_an_episode_does_not_depend_on_its_batch(actor):
+    alone, rows = run(actor, 1)
+    together, other_rows = run(actor, 4)
+    assert set(alone.batches) == {1}
+    assert max(together.batches) == 4
+    assert alone.actions.keys() == together.actions.keys()
+    for call, actions in alone.actions.items():
+        assert actions.shape == (4, 4)
+        np.testing.assert_allclose(actions, together.actions[call], atol=1e-3)
+    for row, other in zip(rows, other_rows, strict=True):
+        assert {**row, "return": pytest.approx(row["return"], rel=1e-3)} == other
+
+
+def test_the_same_seed_gives_the_same_result(actor):
+    (first, rows), (second, other_rows) = run(actor, 4), run(actor, 4)
+    assert rows == other_rows
+    assert all(np.array_equal(first.actions[call], second.actions[call]) for call in first.actions)
+
+
+def test_actions_are_those_of_lerobots_own_loop(actor):
+    """One world, lerobot's `select_action` with the same noise: the same actions as ours."""
+    from lerobot.envs import preprocess_observation
+
+    from vla_tune.rollout.worlds import FastMetaworldEnv
+
+    env = FastMetaworldEnv("reach-v3", obs_type="pixels_agent_pos", observation_width=64, observation_height=64)
+    observation, _ = env.reset(seed=10_000)
+    policy = actor._policy
+    ours = actor([observation], [env.task_description], [("reach-v3", 10_000, 0)])[0]
+    policy.reset()
+    for step in range(4):
+        batch = actor._before({**preprocess_observation({k: v[None] for k, v in observation.items()}), "task": [env.task_description]})
+        noise = call_noise("reach-v3", 10_000, 0, (policy.config.chunk_size, policy.config.max_action_dim))[None]
+        action = actor._after(policy.select_action(batch, noise=noise))[0].numpy()
+        assert np.array_equal(action, ours[step])
+        observation = env.step(action)[0]
+
+
+def test_noise_follows_from_episode_and_call():
+    shape = (16, 4)
+    one = call_noise("reach-v3", 10_000, 0, shape)
+    torch.manual_seed(5)
+    assert torch.equal(one, call_noise("reach-v3", 10_000, 0, shape))
+    others = [
+        call_noise("reach-v3", 10_000, 1, shape),
+        call_noise("reach-v3", 10_001, 0, shape),
+        call_noise("door-open-v3", 10_000, 0, shape),
+    ]
+    assert not any(torch.equal(one, other) for other in others)
+
+
+def test_episodes_are_dealt_evenly_on_their_own_seeds():
+    episodes = plan(["a", "b", "c"], 7, 10_000, 2)
+    assert [episode.task for episode in episodes] == ["a", "b", "c"] * 2 + ["a"]
+    assert [episode.seed for episode in episodes if episode.task == "a"] == [10_000, 10_001, 10_002]
+    assert [episode.recorded for episode in episodes] == [True, True] + [False] * 5
+    assert len({(episode.task, episode.seed) for episode in episodes}) == 7
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (7, 10), (81, 263)])
+def test_wilson_against_its_formula(successes, episodes):
+    z, p = 1.959963984540054, successes / episodes
+    centre = (p + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
+    half = z / (1 + z**2 / episodes) * (p * (1 - p) / episodes + z**2 / (4 * episodes**2)) ** 0.5
+    assert wilson(successes, episodes) == pytest.approx({"value": p, "low": centre - half, "high": centre + half}, abs=1e-9)
+
+
+def test_the_expert_succeeds_in_our_loop():
+    """The loop itself loses nothing: the scripted expert as the policy, one action a call."""
+
+    def expert(observations, instructions, calls):
+        actions = [env.expert_policy.get_action(env.raw_observation) for env in (one.env for one in runner.running)]
+        return np.float32(np.clip(actions, -1, 1))[:, None]
+
+    class Shown(Runner):
+        running: list = []  # noqa: RUF012
+
+        def _start(self, episode):
+            started = super()._start(episode)
+            self.running = [one for one in self.running if not one.done] + [started]
+            return started
+
+    episodes = plan(["drawer-close-v3"], 1, 10_000, 1)
+    runner = Shown(expert, parallel=1, step_limit=150, image_size=16)
+    runner.run(episodes, lambda episode: None)
+    assert episodes[0].success
+    assert 1 < episodes[0].steps < 150
+    assert episodes[0].total_reward > 0
+    assert len(episodes[0].frames) == (episodes[0].steps + 1) // 2 + 1
+
+
+def test_the_stage_writes_its_artifact(policy_folder, tmp_path, capsys):
+    config = config_of(policy_folder)
+    artifact = eval_rollout.run(config, tmp_path)
+    assert read_artifact(tmp_path / "eval-rollout", "eval-rollout", "").digest == artifact.digest
+    rows = pq.read_table(artifact.path / "episodes.parquet").to_pylist()
+    assert list(rows[0]) == ["task", "instruction", "seed", "success", "steps", "return"]
+    assert [row["task"] for row in rows] == ["reach-v3", "drawer-close-v3"] * 2 + ["reach-v3"]
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert report["success"].keys() == {"value", "low", "high"}
+    assert {task: row["episodes"] for task, row in report["by_task"].items()} == {"reach-v3": 3, "drawer-close-v3": 2}
+    assert (report["n_action_steps"], report["step_limit"]) == (4, 12)
+    assert report["versions"].keys() == {"lerobot", "metaworld", "mujoco", "torch"}
+    assert artifact.metrics.keys() == {"success", "low", "high", "episodes", "mean_steps", "episodes_per_minute"}
+    assert artifact.metrics["success"] == sum(row["success"] for row in rows) / 5
+    assert "closed-loop success" in capsys.readouterr().out
+    (video,) = (artifact.path / "videos").iterdir()
+    check_video(video)
+    with pytest.raises(UserError, match="--overwrite"):
+        eval_rollout.run(config, tmp_path)
+
+
+def check_video(file):
+    import av
+
+    with av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.width, stream.height) == ("h264", "yuv420p", 256, 256)
+        assert len(list(container.decode(stream))) > 6
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.tasks=[reach-v4]", "did you mean 'reach-v3'"),
+        ("rollout.tasks=[]", "at least one"),
+        ("rollout.tasks=[reach-v3,reach-v3]", "twice"),
+        ("rollout.step_limit=501", "after 500 steps"),
+        ("rollout.first_seed=999999", "demonstrations"),
+        ("rollout.n_action_steps=17", "chunk_size=16"),
+        ("train.path=/nowhere/policy", "/nowhere/policy"),
+    ],
+)
+def test_wrong_settings(policy_folder, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        eval_rollout.run(config_of(policy_folder, override), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_train_artifact_the_command_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"vla-tune train demo --out .*"):
+        eval_rollout.run(load_config("demo"), tmp_path)
+
+
+def test_a_policy_that_reads_other_pictures_is_refused(policy_folder, tmp_path):
+    for file in policy_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("observation.image", "observation.images.wrist"))
+    with pytest.raises(UserError, match=r"does not read 'observation.image'.*observation.images.wrist"):
+        eval_rollout.open_actor(config_of(policy_folder), str(tmp_path))
+
+
+def test_tasks_that_share_an_instruction_are_told(policy_folder, capsys):
+    eval_rollout.check_rollout(config_of(policy_folder, "rollout.tasks=[push-v3,push-back-v3]").rollout)
+    assert "push-v3 and push-back-v3 share one instruction" in capsys.readouterr().err
+
+
+def test_an_interrupted_stage_leaves_nothing(policy_folder, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Actor, "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        eval_rollout.run(config_of(policy_folder), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_episode_starts_empty():
+    assert Episode("reach-v3", 1).row()["success"] is False

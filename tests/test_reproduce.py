@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vla_tune import reproduce
+from vla_tune.artifacts import Draft, read_artifact, write_json
+from vla_tune.errors import UserError
+
+RATE = {"value": 0.5, "low": 0.4, "high": 0.6}
+FILES = {
+    "anchor": {"anchor.json": {}},
+    "train": {"metrics.jsonl": {"step": 10, "energy_shed": [0.25, None, 0.75]}},
+    "eval-vqa": {"report.json": {"base_accuracy": RATE, "accuracy": RATE, "retention": RATE, "drift": 0.1}},
+    "eval-rollout": {"report.json": {"success": RATE, "episodes": 8}},
+}
+INPUTS = {"anchor": [], "train": ["anchor"], "eval-vqa": ["train", "anchor"], "eval-rollout": ["train"]}
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[str]:
+    """What was run, in order; the stages write artifacts that depend on configuration and time."""
+    calls: list[str] = []
+
+    def stage(name):
+        def run(config, folder, *, overwrite=False, resume=False):
+            calls.append(f"{config.method.name}/{config.seed}/{name}{' resumed' if resume else ''}")
+            with Draft(folder / name, name, overwrite=overwrite or resume, keep=resume) as draft:
+                for file, content in FILES[name].items():
+                    if file.endswith("jsonl"):
+                        (draft.path / file).write_text(json.dumps({**content, "call": len(calls)}) + "\n")
+                    else:
+                        write_json(draft.path / file, {**content, "call": len(calls)})
+                inputs = [read_artifact(folder / one, one, "").as_input() for one in INPUTS[name]]
+                return draft.publish(config=config.to_dict(), inputs=inputs, metrics={})
+
+        def joint(folders, out, *, overwrite):
+            calls.append(f"report of {len(folders)}")
+
+        return joint if name == "report" else run
+
+    def times(config, methods, anchor):
+        calls.append(f"benchmark {','.join(methods)}")
+        return {method: (0.1, 1.0 + number) for number, method in enumerate(methods)}
+
+    monkeypatch.setattr(reproduce, "stage_function", stage)
+    monkeypatch.setattr(reproduce, "step_times", times)
+    return calls
+
+
+@pytest.fixture
+def go(tmp_path, made):
+    def start(*overrides: str, methods: str = "full,aegis", seeds: int = 1):
+        made.clear()
+        out = tmp_path / "out"
+        rows = reproduce.reproduce(reproduce.make_plan("demo", list(overrides), methods, seeds, out))
+        return SimpleNamespace(rows=rows, made=list(made), out=out)
+
+    return start
+
+
+LATER = ["train", "eval-vqa", "eval-rollout"]
+
+
+def all_of(*runs: str) -> list[str]:
+    return [f"{run}/{stage}" for run in runs for stage in LATER]
+
+
+def test_everything_is_made_once_and_the_anchor_is_shared(go):
+    first = go()
+    assert first.made == ["full/0/anchor", *all_of("full/0", "aegis/0"), "benchmark full,aegis", "report of 2"]
+    assert (
+        read_artifact(first.out / "aegis/seed-0/anchor", "anchor", "").digest
+        == read_artifact(first.out / "full/seed-0/anchor", "anchor", "").digest
+    )
+    assert not list(first.out.rglob("*.partial"))
+
+
+def test_the_table(go):
+    result = go()
+    assert json.loads((result.out / "table.json").read_text()) == result.rows
+    assert result.rows[1] == {
+        "method": "aegis",
+        "seed": 0,
+        "default": True,
+        "vqa_before": 0.5,
+        "vqa_after": 0.5,
+        "retention": 0.5,
+        "success": 0.5,
+        "episodes": 8,
+        "drift": 0.1,
+        "energy_shed": 0.5,
+        "step_s": 0.1,
+        "step_ratio": 2.0,
+    }
+    assert result.rows[0]["default"] is False
+
+
+def test_a_second_time_keeps_everything_and_says_so(go, capsys):
+    go()
+    capsys.readouterr()
+    again = go()
+    assert again.made == ["report of 2"]
+    out = capsys.readouterr().out
+    assert out.count("kept, its configuration and inputs are unchanged") == 8
+    assert "step times kept" in out
+    assert "minutes in all" in out
+
+
+@pytest.mark.parametrize(
+    ("override", "made"),
+    [
+        ("train.lr=0.0005", [*all_of("full/0", "aegis/0"), "benchmark full,aegis"]),
+        ("rollout.episodes=30", ["full/0/eval-rollout", "aegis/0/eval-rollout"]),
+        ("vqa.questions=300", ["full/0/eval-vqa", "aegis/0/eval-vqa"]),
+        ("anchor.samples=300", ["full/0/anchor", *all_of("full/0", "aegis/0"), "benchmark full,aegis"]),
+    ],
+)
+def test_a_changed_key_remakes_what_reads_it_and_what_follows(go, override, made):
+    go()
+    assert go(override).made == [*made, "report of 2"]
+
+
+def test_a_new_method_or_seed_keeps_the_others(go):
+    go()
+    more = go(methods="full,aegis,lora", seeds=2)
+    assert more.made == [
+        *all_of("lora/0", "full/1", "aegis/1", "lora/1"),
+        "benchmark full,aegis,lora",
+        "report of 6",
+    ]
+    assert (more.out / "lora" / "seed-1" / "anchor" / "artifact.json").is_file()
+
+
+def test_a_damaged_stage_is_made_again_with_what_follows(go, capsys):
+    result = go()
+    (result.out / "full/seed-0/train/metrics.jsonl").write_text("cut")
+    assert go().made == [*all_of("full/0"), "report of 2"]
+    assert "train (made again" in capsys.readouterr().out
+
+
+def interrupted(folder: Path, config: dict) -> None:
+    (folder / "train" / "artifact.json").unlink()
+    partial = folder / "train.partial"
+    (partial / "checkpoints" / "200").mkdir(parents=True)
+    write_json(partial / "run.json", config)
+
+
+def test_an_interrupted_training_is_resumed(go):
+    result = go()
+    folder = result.out / "full" / "seed-0"
+    interrupted(folder, read_artifact(folder / "train", "train", "").config)
+    assert go().made[0] == "full/0/train resumed"
+
+
+def test_another_configuration_or_a_newer_anchor_is_not_resumed(go):
+    result = go()
+    folder = result.out / "full" / "seed-0"
+    config = read_artifact(folder / "train", "train", "").config
+    interrupted(folder, config)
+    assert go("train.lr=0.5").made[0] == "full/0/train"
+    interrupted(folder, {**config, "train": {**config["train"], "lr": 0.5}})
+    os.utime(folder / "train.partial" / "run.json", (0, 0))
+    assert go("train.lr=0.5").made[0] == "full/0/train"
+
+
+def test_bad_requests():
+    for methods, seeds, overrides, message in (
+        ("ful", 1, [], "did you mean 'full'"),
+        ("", 1, [], "at least one method"),
+        ("full", 0, [], "at least one method and one seed"),
+        ("full", 1, ["train.path=elsewhere"], "leave it out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reproduce.make_plan("demo", overrides, methods, seeds, Path("out"))
+
+
+def test_all_methods_in_their_order():
+    assert reproduce.make_plan("demo", [], "all", 1, Path("out")).methods == ["full", "frozen", "lora", "aegis"]
+
+
+def test_the_command_line_ends_with_the_contract_codes(go, tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["--methods", "none", "--out", str(tmp_path / "other")])
+    assert ended.value.code == 2
+    assert "unknown method" in capsys.readouterr().err
+    monkeypatch.setattr(reproduce, "stage_function", lambda _: interrupt)
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["train.steps=5", "--methods", "full", "--out", str(tmp_path / "other")])
+    assert ended.value.code == 130
+
+
+def interrupt(*_args, **_options):
+    raise KeyboardInterrupt
