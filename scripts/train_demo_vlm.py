@@ -42,6 +42,7 @@ SCALE_FACTOR = 2
 GRID = IMAGE_SIZE // PATCH_SIZE // SCALE_FACTOR
 IMAGE_TOKENS = GRID**2
 CAPTION_REQUEST = "describe the picture."
+ADAM_LR, MUON_LR = 2e-3, 3e-3
 SPECIAL_TOKENS = {
     "bos_token": "<|im_start|>",
     "eos_token": "<end_of_utterance>",
@@ -141,7 +142,7 @@ def build_model(
 
 
 class CellReadout(nn.Module):
-    """Linear read-out of each connector token: is there an object's centre in this cell, and which object?
+    """Linear read-out of each connector token: whether an object's centre lies in its cell, and which object.
 
     Used while training only; it is what teaches the vision tower quickly.
     """
@@ -221,6 +222,8 @@ class Packer:
 
 @dataclass
 class Batch:
+    """Pictures `[B, 3, 64, 64]` in -1..1, their cells, and the packed sequences `[B, length]` (see `Packer.pack`)."""
+
     pixels: Tensor
     cells: Tensor
     ids: Tensor
@@ -230,11 +233,11 @@ class Batch:
     weights: Tensor
 
 
-def make_batch(packer: Packer, seed: int, first: int, size: int, pool: int, test_hashes: set[str]) -> Batch:
-    """Scenes `first .. first + size` of the training stream (`pool` of them, then round again, with new questions)."""
+def make_batch(packer: Packer, seed: int, indices: range, test_hashes: set[str]) -> Batch:
+    """The scenes of the training stream with these indices, less those whose picture is also one of another split."""
     rows: list[tuple[np.ndarray, ...]] = []
-    for index in range(first, first + size):
-        scene = sample_scene(seed, "train", index % pool)
+    for index in indices:
+        scene = sample_scene(seed, "train", index)
         picture = scene.draw()
         if picture_hash(picture) in test_hashes:
             continue
@@ -266,20 +269,15 @@ def loss_of(model: SmolVLMForConditionalGeneration, readout: CellReadout, batch:
     return answers + 0.3 * cells, {"answers": answers.item(), "cells": cells.item(), "accuracy": (hit.sum() / asked.sum()).item()}
 
 
-def make_optimizers(model: SmolVLMForConditionalGeneration, readout: CellReadout, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: SmolVLMForConditionalGeneration, readout: CellReadout) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings, head, norms, biases and the read-out."""
     named = {**dict(model.named_parameters()), **dict(readout.named_parameters(prefix="readout"))}
     matrices = [p for name, p in named.items() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in named.items() if not (p.ndim == 2 and ".layers." in name)]
-    if not muon_lr:
-        matrices, others = [], matrices + others
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return optimizers
+    return [
+        torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
 
 
 def schedule(step: int, steps: int, warmup: int = 100, cooldown: float = 0.4) -> float:
@@ -287,74 +285,83 @@ def schedule(step: int, steps: int, warmup: int = 100, cooldown: float = 0.4) ->
     return min((step + 1) / warmup, 1.0, (steps - step) / (cooldown * steps))
 
 
+class Trainer:
+    """The model, its read-out and their optimizers, saved and resumed together."""
+
+    def __init__(self, out: Path, processor: SmolVLMProcessor, model: SmolVLMForConditionalGeneration) -> None:
+        self.out, self.processor, self.model = out, processor, model
+        self.readout = CellReadout(model.config.text_config.hidden_size)
+        self.parameters = [*model.parameters(), *self.readout.parameters()]
+        self.optimizers = make_optimizers(model, self.readout)
+        self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+
+    def step(self, batch: Batch, share: float) -> dict[str, float]:
+        """One update at this share of the peak learning rates."""
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, shown = loss_of(self.model, self.readout, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * share
+            optimizer.step()
+            optimizer.zero_grad()
+        return shown
+
+    def save(self, step: int) -> None:
+        """The model as a stock checkpoint in `out/vlm`, and all that resuming needs in `out/state.pt`."""
+        fresh = self.out / "vlm.new"
+        self.model.save_pretrained(fresh)
+        self.processor.save_pretrained(fresh)
+        shutil.rmtree(self.out / "vlm", ignore_errors=True)
+        fresh.rename(self.out / "vlm")
+        parts = {"model": self.model.state_dict(), "readout": self.readout.state_dict()}
+        torch.save({**parts, "optimizers": [o.state_dict() for o in self.optimizers], "step": step}, self.out / "state.new")
+        (self.out / "state.new").rename(self.out / "state.pt")
+
+    def resume(self) -> int:
+        """Go back to the last save; the number of steps taken so far."""
+        if not (self.out / "state.pt").exists():
+            return 0
+        state = torch.load(self.out / "state.pt")
+        self.model.load_state_dict(state["model"])
+        self.readout.load_state_dict(state["readout"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        return int(state["step"])
+
+
 def main() -> None:
+    """Train, or go on training, and save every `--save-every` steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step")
     parser.add_argument("--questions", type=int, default=12, help="questions a picture")
-    parser.add_argument("--pool", type=int, default=100_000, help="distinct training pictures")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--muon-lr", type=float, default=2e-3)
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--vision-width", type=int, default=128)
     parser.add_argument("--vision-layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--save-every", type=int, default=250)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
     processor = build_processor()
     model = build_model(processor, args.width, args.layers, args.vision_width, args.vision_layers)
-    readout = CellReadout(args.width)
     packer = Packer(processor, args.questions, length=20 + 40 + 14 * args.questions)
     test_hashes = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(5000)}
-    parameters = [*model.parameters(), *readout.parameters()]
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(processor.tokenizer)}", flush=True)
-    optimizers = make_optimizers(model, readout, args.lr, args.muon_lr)
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    state_file = args.out / "state.pt"
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file)
-        model.load_state_dict(state["model"])
-        readout.load_state_dict(state["readout"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        first = state["step"]
-    began = time.perf_counter()
+    trainer = Trainer(args.out, processor, model)
+    first, began = trainer.resume(), time.perf_counter()
     for step in range(first, args.steps):
-        batch = make_batch(packer, args.seed, step * args.batch_size, args.batch_size, args.pool, test_hashes)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, shown = loss_of(model, readout, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * schedule(step, args.steps)
-            optimizer.step()
-            optimizer.zero_grad()
+        indices = range(step * args.batch_size, (step + 1) * args.batch_size)
+        shown = trainer.step(make_batch(packer, args.seed, indices, test_hashes), schedule(step, args.steps))
         if step % 20 == 0:
             seconds = (time.perf_counter() - began) / (step - first + 1)
             print(json.dumps({"step": step, **{k: round(v, 4) for k, v in shown.items()}, "step_s": round(seconds, 3)}), flush=True)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            fresh = args.out / "vlm.new"
-            model.save_pretrained(fresh)
-            processor.save_pretrained(fresh)
-            shutil.rmtree(args.out / "vlm", ignore_errors=True)
-            fresh.rename(args.out / "vlm")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "readout": readout.state_dict(),
-                    "optimizers": [o.state_dict() for o in optimizers],
-                    "step": step + 1,
-                },
-                args.out / "state.new",
-            )
-            (args.out / "state.new").rename(state_file)
+            trainer.save(step + 1)
 
 
 if __name__ == "__main__":

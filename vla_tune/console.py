@@ -66,9 +66,8 @@ class Counter:
         elif time.monotonic() - self._shown >= PLAIN_EVERY_S:
             self._shown = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)
-            say(
-                f"{self.description}: {self.done}/{self.total} {self.unit}, {self.rate:.1f} {self.unit}/s, {left:.0f} s left {note}".rstrip()
-            )
+            pace = f"{self.rate:.1f} {self.unit}/s, {left:.0f} s left"
+            say(f"{self.description}: {self.done}/{self.total} {self.unit}, {pace} {note}".rstrip())
 
     def skip(self, count: int) -> None:
         """`count` units were done by an earlier run; they do not count into the rate."""

@@ -18,13 +18,6 @@ SAMPLES = 12
 IMAGE_TOKENS = 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLA_TUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        yield
-
-
 def config(*overrides):
     return load_config("demo", [f"anchor.samples={SAMPLES}", "anchor.batch_size=5", *overrides])
 
@@ -35,7 +28,7 @@ def made(tmp_path_factory):
     return run, anchor.run(config(), run)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def vlm():
     return load_vlm(str(demo_vlm()))
 
@@ -46,9 +39,9 @@ def tensors(artifact):
 
 def assert_moments(found, prefix, states):
     """`states`: for each block the tokens `[n, width]` of all questions."""
-    for layer, tokens in enumerate(states):
+    for layer, parts in enumerate(states):
         name = f"{prefix}layers.{layer}"
-        tokens = torch.cat(tokens).double()
+        tokens = torch.cat(parts).double()
         assert found[f"{name}.count"] == len(tokens)
         std = (tokens.var(0, correction=0) + 1e-6).sqrt()
         torch.testing.assert_close(found[f"{name}.mean"].double(), tokens.mean(0), rtol=1e-4, atol=1e-4)
@@ -85,7 +78,9 @@ def test_the_batch_size_changes_nothing(made, tmp_path, batch_size):
 def test_the_stock_path_equals_hooks_on_the_blocks(made, vlm):
     model, processor = vlm
     blocks = model.model.text_model.layers
-    states = [[] for _ in blocks]
+    states, outputs = [[] for _ in blocks], {}
+    for layer, block in enumerate(blocks):
+        block.register_forward_hook(lambda _module, _inputs, out, layer=layer: outputs.update({layer: out}))
     for row in vqa_questions("shapes", "anchor", SAMPLES):
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]}
         prompt = processor.apply_chat_template([message], add_generation_prompt=True)
@@ -94,16 +89,10 @@ def test_the_stock_path_equals_hooks_on_the_blocks(made, vlm):
         words = processor.tokenizer(row["question"], add_special_tokens=False)["input_ids"]
         start = next(i for i in range(len(ids)) if ids[i : i + len(words)] == words)
         kept = [i for i, token in enumerate(ids) if token == processor.image_token_id] + list(range(start, start + len(words)))
-        outputs = {}
-        hooks = [
-            block.register_forward_hook(lambda _m, _i, out, layer=layer: outputs.update({layer: out})) for layer, block in enumerate(blocks)
-        ]
         with torch.no_grad():
             model(**inputs)
-        for hook in hooks:
-            hook.remove()
         for layer, out in outputs.items():
-            states[layer].append((out[0] if isinstance(out, tuple) else out).reshape(-1, len(ids), out.shape[-1])[0, kept])
+            states[layer].append((out[0] if isinstance(out, tuple) else out).reshape(len(ids), -1)[kept])
     assert_moments(tensors(made[1]), "stock.", states)
 
 
@@ -126,7 +115,8 @@ def prefix_states(model, picture, ids):
     for block in model.model.text_model.layers:
         normed, attention = rms_norm(x, block.input_layernorm), block.self_attn
         q, k, v = (
-            p(normed).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+            p(normed).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         weights = (rotate(q) @ rotate(k).transpose(1, 2) / math.sqrt(attention.head_dim)).softmax(-1)
         x = x + attention.o_proj((weights @ v).transpose(0, 1).flatten(1))

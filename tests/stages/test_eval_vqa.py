@@ -18,14 +18,7 @@ from vla_tune.stages import anchor, eval_vqa
 
 QUESTIONS = 60
 FROZEN = "your VLM was frozen: nothing is lost"
-COLUMNS = "question_id image_id type question answers base_prediction prediction base_score score".split()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLA_TUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        yield
+COLUMNS = ["question_id", "image_id", "type", "question", "answers", "base_prediction", "prediction", "base_score", "score"]
 
 
 def config(*overrides):
@@ -107,6 +100,13 @@ def test_the_policy_folder_of_a_train_artifact_is_compared_with_the_base_not_wit
     pair = eval_vqa.open_pair(config("policy.base_vlm=null", f"train.path={train_run / 'train' / 'policy'}"), train_run)
     assert pair.base == str(demo_vlm())
     assert pair.inputs[0]["stage"] == "train"
+
+
+def test_a_tuned_vlm_is_never_taken_for_its_own_base(train_run, tmp_path):
+    for part in ("policy", "vlm"):
+        shutil.copytree(train_run / "train" / part, tmp_path / part)
+    with pytest.raises(UserError, match=r"tuned VLM itself; set policy\.base_vlm"):
+        eval_vqa.open_pair(config("policy.base_vlm=null", f"train.path={tmp_path / 'policy'}"), tmp_path)
 
 
 def test_a_base_at_chance_is_refused(folders, tmp_path):

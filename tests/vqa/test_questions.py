@@ -23,7 +23,7 @@ def matching(scene, words):
     return [item for item in scene.objects if all(word in (item.colour, item.shape, item.size) for word in words)]
 
 
-def oracle(scene, text):
+def oracle(scene, text):  # noqa: PLR0911 - a return a type of question
     """The answer, read off the scene by the question's words alone; the question must have just one answer."""
     if text in ("how many objects are there?", "count the objects."):
         return str(len(scene.objects))
@@ -39,7 +39,8 @@ def oracle(scene, text):
         (item,) = matching(scene, found[1].split())
         return item.shape
     if found := re.fullmatch(r"is there an? (\w+) (\w+)\?", text):
-        assert (found[1] in COLOURS) and (found[2] in SHAPES)
+        assert found[1] in COLOURS
+        assert found[2] in SHAPES
         return "yes" if matching(scene, found.groups()) else "no"
     found = re.fullmatch(r"is the (\w+ \w+) (left of|right of|above|below) the (\w+ \w+)\?", text)
     assert found, f"the oracle does not know the question: {text}"

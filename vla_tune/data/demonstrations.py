@@ -139,7 +139,7 @@ def _no_language(repo_id: str, root: Path) -> UserError:
 def open_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> LeRobotDataset:
     """The dataset with the policy's windows (its action chunk), exactly as lerobot's factory makes it.
 
-    Pictures come as uint8, which lerobot's training turns into floats on the device.
+    Stored pictures come as float32 in 0..1, those of videos as uint8, which lerobot's training turns into floats on the device.
     """
     from lerobot.datasets.factory import resolve_delta_timestamps
     from lerobot.datasets.lerobot_dataset import LeRobotDataset

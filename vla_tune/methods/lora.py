@@ -44,7 +44,7 @@ class LoRA(Method):
         target.mkdir(exist_ok=True)
         state = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(vlm).items()}
         save_file(state, target / "adapter_model.safetensors")
-        self.config.save_pretrained(target)
+        self.config.save_pretrained(str(target))
         for name, module in list(vlm.named_modules()):
             if isinstance(module, LoraLayer):
                 module.merge(safe_merge=True)

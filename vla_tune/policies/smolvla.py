@@ -54,7 +54,7 @@ class SmolVLAAdapter:
     @property
     def width(self) -> int:
         """The width of the residual stream."""
-        return int(self.vlm.config.text_config.hidden_size)
+        return self.vlm.lm_head.in_features
 
     def groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Every parameter once, by the part of the policy it belongs to: `{group: {full name: parameter}}`."""
@@ -116,7 +116,7 @@ class SmolVLAAdapter:
 
 
 @contextmanager
-def residual_taps(vlm: nn.Module, taps: Taps) -> Iterator[Taps]:
+def residual_taps(vlm: SmolVLMForConditionalGeneration, taps: Taps) -> Iterator[Taps]:
     """Fill `taps.states` with the block outputs of the VLM's next forward pass, in either path."""
     text = vlm.model.text_model
     norms = [layer.input_layernorm for layer in text.layers[1:]] + [text.norm]

@@ -2,8 +2,7 @@
 
 lerobot's `MetaworldEnv` ignores the size it is asked for and draws every picture with shadows, reflections and
 multisampling. Here they are off; physics, camera and seeds are lerobot's. The environment is registered as
-`metaworld_fast`, so that `lerobot-eval --env.discover_packages_path=vla_tune.rollout.worlds --env.type=metaworld_fast`
-makes the same world.
+`metaworld_fast`, so that `lerobot-eval --env.discover_packages_path=vla_tune.rollout --env.type=metaworld_fast` makes the same world.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from vla_tune.errors import UserError, nearest
 
-GL_PACKAGES = "libegl1 libgl1"
+GL_PACKAGES = "libegl1 libopengl0 libegl-mesa0 libgl1-mesa-dri"
 MAX_STEPS = 500
 """Meta-World ends every episode here."""
 
@@ -153,13 +152,7 @@ class Renderer:
     def __init__(self, model: mujoco.MjModel, width: int, height: int) -> None:
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        try:
-            # Not mujoco.GLContext: that was chosen when something imported mujoco, maybe before MUJOCO_GL was set.
-            backend: Any = import_module(f"mujoco.{os.environ['MUJOCO_GL']}")
-            self._gl = backend.GLContext(width, height)
-            self._gl.make_current()
-        except Exception as error:  # every backend raises its own kind
-            raise no_gl(error) from None
+        self._gl = _gl_context(width, height)
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
@@ -184,6 +177,21 @@ class Renderer:
         self._gl.make_current()
         self._context.free()
         self._gl.free()
+
+
+def _gl_context(width: int, height: int) -> Any:
+    """A current context of the backend that MUJOCO_GL names.
+
+    Not `mujoco.GLContext`: that was chosen when something imported mujoco, maybe before MUJOCO_GL was set.
+    """
+    try:
+        backend: Any = import_module(f"mujoco.{os.environ['MUJOCO_GL']}")
+        # Without `_context` a context that cannot be made prints a second error when it is deleted.
+        context = type("Context", (backend.GLContext,), {"_context": None})(width, height)
+        context.make_current()
+    except Exception as error:  # every backend raises its own kind
+        raise no_gl(error) from None
+    return context
 
 
 _local = threading.local()

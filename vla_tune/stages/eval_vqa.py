@@ -62,7 +62,9 @@ def open_pair(config: Config, run: Path) -> Pair:
     path, named, inputs = _subject(config, run)
     policy = load_policy(path)
     tuned = adapt(policy).vlm.state_dict()
-    base = vlm_source(config.policy.base_vlm or named or policy_vlm(path, policy.config.vlm_model_name))
+    base = vlm_source(config.policy.base_vlm or named or policy.config.vlm_model_name)
+    if not inputs and base == str(Path(path).resolve().parent / "vlm"):
+        raise UserError(f"{base} lies beside the policy and is the tuned VLM itself; set policy.base_vlm to the VLM it was made from")
     after, processor = grafted_vlm(policy, base)
     before, _ = load_vlm(base)
     state = before.state_dict()
@@ -91,7 +93,7 @@ def _own_vlm(path: str) -> str:
     from lerobot.configs.policies import PreTrainedConfig
 
     try:
-        named = PreTrainedConfig.from_pretrained(path).vlm_model_name  # type: ignore[attr-defined]
+        named = PreTrainedConfig.from_pretrained(path).vlm_model_name
     except Exception:  # draccus and the Hub raise many kinds
         raise UserError(f"the policy '{path}' that training started from cannot be opened; set policy.base_vlm") from None
     return policy_vlm(path, named)

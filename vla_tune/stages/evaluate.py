@@ -22,10 +22,10 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """
     from vla_tune.stages import eval_rollout, eval_vqa, report
 
-    for stage in ("eval-vqa", "eval-rollout"):
-        if (run / stage).exists() and not overwrite:
+    for name in ("eval-vqa", "eval-rollout"):
+        if (run / name).exists() and not overwrite:
             raise UserError(
-                f"{run / stage} exists already; give --overwrite to redo both evaluations, or run the other one by its own command"
+                f"{run / name} exists already; give --overwrite to redo both evaluations, or run the other one by its own command"
             )
     failures: list[UserError | RunError] = []
     for stage in (eval_vqa, eval_rollout):

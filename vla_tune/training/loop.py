@@ -111,8 +111,8 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, receive)
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        before[caught] = signal.signal(caught, receive)
     try:
         yield received
     finally:

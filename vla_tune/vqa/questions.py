@@ -59,7 +59,7 @@ def _colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     if item is not None and rng.integers(2):
         return Question("colour", f"what color is the {item.shape}?", item.colour)
     item = _pick(_unique(scene, lambda o: (o.size, o.shape)), rng)
-    return item and Question("colour", f"what color is the {item.size} {item.shape}?", item.colour)
+    return Question("colour", f"what color is the {item.size} {item.shape}?", item.colour) if item else None
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -67,7 +67,7 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     if item is not None and rng.integers(2):
         return Question("shape", f"what shape is the {item.colour} object?", item.shape)
     item = _pick(_unique(scene, lambda o: (o.size, o.colour)), rng)
-    return item and Question("shape", f"what shape is the {item.size} {item.colour} object?", item.shape)
+    return Question("shape", f"what shape is the {item.size} {item.colour} object?", item.shape) if item else None
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> Question:
