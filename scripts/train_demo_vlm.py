@@ -35,7 +35,7 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfi
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from vla_tune.data.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene, picture_hash, sample_scene
-from vla_tune.vqa.questions import QUESTION_TYPES, ask, caption
+from vla_tune.vqa.questions import QUESTION_TYPES, Question, ask, caption
 
 PATCH_SIZE = 8
 SCALE_FACTOR = 2
@@ -43,6 +43,30 @@ GRID = IMAGE_SIZE // PATCH_SIZE // SCALE_FACTOR
 IMAGE_TOKENS = GRID**2
 CAPTION_REQUEST = "describe the picture."
 ADAM_LR, MUON_LR = 2e-3, 3e-3
+PLACES = 6
+"""Columns and rows that a place is told in; their numbers are words of the counting answers."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one mix of questions and one cycle of the learning rate.
+
+    A relation such as "right of" turns the answer to "left of" around, which leaves no first-order signal to start
+    from. So relations come late, with the plain directions first, beside questions after an object's place.
+    """
+
+    steps: int
+    peak: float
+    questions: tuple[str, ...]
+    plain_directions: bool = False
+
+
+SPATIAL = ("relation",) * 5 + ("place",) * 2 + tuple(QUESTION_TYPES)
+PHASES = (
+    Phase(1800, 1.0, tuple(QUESTION_TYPES) * 2),
+    Phase(400, 0.6, SPATIAL, plain_directions=True),
+    Phase(400, 0.6, SPATIAL),
+)
 SPECIAL_TOKENS = {
     "bos_token": "<|im_start|>",
     "eos_token": "<end_of_utterance>",
@@ -171,11 +195,22 @@ def cells_of(scene: Scene) -> np.ndarray:
     return cells
 
 
+def place(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Where an object is, as a column and a row; None where every object has a double."""
+    names = [f"{item.colour} {item.shape}" for item in scene.objects]
+    single = [item for item, name in zip(scene.objects, names, strict=True) if names.count(name) == 1]
+    if not single:
+        return None
+    item = single[rng.integers(len(single))]
+    column, row = (int(value * PLACES / IMAGE_SIZE) for value in (item.x, item.y))
+    return Question("place", f"where is the {item.colour} {item.shape}?", f"{column} {row}")
+
+
 class Packer:
     """Packs a picture, a caption and many questions into one sequence with a block mask."""
 
-    def __init__(self, processor: SmolVLMProcessor, questions: int, length: int) -> None:
-        self.processor, self.questions, self.length = processor, questions, length
+    def __init__(self, processor: SmolVLMProcessor, length: int = 230) -> None:
+        self.processor, self.length = processor, length
         self._branches: dict[tuple[str, str], tuple[list[int], int]] = {}
         content = [{"type": "image"}, {"type": "text", "text": "{}"}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -192,7 +227,7 @@ class Packer:
             self._branches[question, answer] = (prompt + reply, len(prompt))
         return self._branches[question, answer]
 
-    def pack(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def pack(self, scene: Scene, phase: Phase, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """ids, positions, segments, labels and loss weights, each [length]."""
         ids = np.full(self.length, self.processor.tokenizer.pad_token_id)
         positions = np.zeros(self.length, dtype=np.int64)
@@ -203,12 +238,11 @@ class Packer:
         ids[:start], positions[:start], segments[:start] = self.prefix, np.arange(start), 0
         at = start
         branches = [(*self.branch(CAPTION_REQUEST, caption(scene)), 0.15)]
-        kinds = list(QUESTION_TYPES)
-        rng.shuffle(kinds)
-        for number in range(self.questions):
-            question = ask(scene, kinds[number % len(kinds)], rng)
-            if question is not None:
-                branches.append((*self.branch(question.text, question.answer), 1.0))
+        for kind in rng.permutation(phase.questions):
+            question = place(scene, rng) if kind == "place" else ask(scene, kind, rng)
+            if question is None or (phase.plain_directions and (" right of " in question.text or " below " in question.text)):
+                continue
+            branches.append((*self.branch(question.text, question.answer), 1.0))
         for segment, (tokens, prompt, weight) in enumerate(branches, start=1):
             end = at + len(tokens)
             if end > self.length:
@@ -233,7 +267,7 @@ class Batch:
     weights: Tensor
 
 
-def make_batch(packer: Packer, seed: int, indices: range, test_hashes: set[str]) -> Batch:
+def make_batch(packer: Packer, phase: Phase, seed: int, indices: range, test_hashes: set[str]) -> Batch:
     """The scenes of the training stream with these indices, less those whose picture is also one of another split."""
     rows: list[tuple[np.ndarray, ...]] = []
     for index in indices:
@@ -241,7 +275,7 @@ def make_batch(packer: Packer, seed: int, indices: range, test_hashes: set[str])
         picture = scene.draw()
         if picture_hash(picture) in test_hashes:
             continue
-        packed = packer.pack(scene, np.random.default_rng([seed, 9, index]))
+        packed = packer.pack(scene, phase, np.random.default_rng([seed, 9, index]))
         rows.append((np.asarray(picture), cells_of(scene), *packed))
     stacked = [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
     stacked[0] = stacked[0].permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -280,9 +314,13 @@ def make_optimizers(model: SmolVLMForConditionalGeneration, readout: CellReadout
     ]
 
 
-def schedule(step: int, steps: int, warmup: int = 100, cooldown: float = 0.4) -> float:
-    """Share of the peak learning rate: linear warm-up, constant, then linear to zero over the last `cooldown`."""
-    return min((step + 1) / warmup, 1.0, (steps - step) / (cooldown * steps))
+def phase_at(step: int) -> tuple[Phase, float]:
+    """The phase of a step and the share of the peak learning rate: warm-up, constant, then linear to zero."""
+    for phase in PHASES:
+        if step < phase.steps:
+            return phase, phase.peak * min((step + 1) / 100, 1.0, (phase.steps - step) / (0.4 * phase.steps))
+        step -= phase.steps
+    raise ValueError(f"training ends {step} steps earlier")
 
 
 class Trainer:
@@ -334,9 +372,7 @@ def main() -> None:
     """Train, or go on training, and save every `--save-every` steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step")
-    parser.add_argument("--questions", type=int, default=12, help="questions a picture")
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--vision-width", type=int, default=128)
@@ -349,18 +385,20 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     processor = build_processor()
     model = build_model(processor, args.width, args.layers, args.vision_width, args.vision_layers)
-    packer = Packer(processor, args.questions, length=20 + 40 + 14 * args.questions)
+    packer = Packer(processor)
     test_hashes = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(5000)}
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(processor.tokenizer)}", flush=True)
     trainer = Trainer(args.out, processor, model)
     first, began = trainer.resume(), time.perf_counter()
-    for step in range(first, args.steps):
+    steps = sum(phase.steps for phase in PHASES)
+    for step in range(first, steps):
+        phase, share = phase_at(step)
         indices = range(step * args.batch_size, (step + 1) * args.batch_size)
-        shown = trainer.step(make_batch(packer, args.seed, indices, test_hashes), schedule(step, args.steps))
+        shown = trainer.step(make_batch(packer, phase, args.seed, indices, test_hashes), share)
         if step % 20 == 0:
             seconds = (time.perf_counter() - began) / (step - first + 1)
             print(json.dumps({"step": step, **{k: round(v, 4) for k, v in shown.items()}, "step_s": round(seconds, 3)}), flush=True)
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        if (step + 1) % args.save_every == 0 or step + 1 == steps:
             trainer.save(step + 1)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -25,6 +26,7 @@ INPUTS = {"anchor": [], "train": ["anchor"], "eval-vqa": ["train", "anchor"], "e
 def made(monkeypatch) -> list[str]:
     """What was run, in order; the stages write artifacts that depend on configuration and time."""
     calls: list[str] = []
+    number = itertools.count()
 
     def stage(name):
         def run(config, folder, *, overwrite=False, resume=False):
@@ -32,9 +34,9 @@ def made(monkeypatch) -> list[str]:
             with Draft(folder / name, name, overwrite=overwrite or resume, keep=resume) as draft:
                 for file, content in FILES[name].items():
                     if file.endswith("jsonl"):
-                        (draft.path / file).write_text(json.dumps({**content, "call": len(calls)}) + "\n")
+                        (draft.path / file).write_text(json.dumps({**content, "call": next(number)}) + "\n")
                     else:
-                        write_json(draft.path / file, {**content, "call": len(calls)})
+                        write_json(draft.path / file, {**content, "call": next(number)})
                 inputs = [read_artifact(folder / one, one, "").as_input() for one in INPUTS[name]]
                 return draft.publish(config=config.to_dict(), inputs=inputs, metrics={})
 
@@ -112,7 +114,7 @@ def test_a_second_time_keeps_everything_and_says_so(go, capsys):
 
 
 @pytest.mark.parametrize(
-    ("override", "made"),
+    ("override", "remade"),
     [
         ("train.lr=0.0005", [*all_of("full/0", "aegis/0"), "benchmark full,aegis"]),
         ("rollout.episodes=30", ["full/0/eval-rollout", "aegis/0/eval-rollout"]),
@@ -120,9 +122,9 @@ def test_a_second_time_keeps_everything_and_says_so(go, capsys):
         ("anchor.samples=300", ["full/0/anchor", *all_of("full/0", "aegis/0"), "benchmark full,aegis"]),
     ],
 )
-def test_a_changed_key_remakes_what_reads_it_and_what_follows(go, override, made):
+def test_a_changed_key_remakes_what_reads_it_and_what_follows(go, override, remade):
     go()
-    assert go(override).made == [*made, "report of 2"]
+    assert go(override).made == [*remade, "report of 2"]
 
 
 def test_a_new_method_or_seed_keeps_the_others(go):

@@ -133,10 +133,11 @@ def test_lerobots_factory_builds_it():
 def test_without_gl_the_packages_are_named(monkeypatch):
     import mujoco.egl
 
-    def broken(width, height):
-        raise ImportError("Cannot initialize a EGL device display")
+    class Broken:
+        def __init__(self, width, height):
+            raise ImportError("Cannot initialize a EGL device display")
 
-    monkeypatch.setattr(mujoco.egl, "GLContext", broken)
+    monkeypatch.setattr(mujoco.egl, "GLContext", Broken)
     with pytest.raises(UserError, match=r"EGL device display.*apt-get install libegl1 libopengl0"):
         world("window-open-v3").reset(seed=1)
 
