@@ -43,8 +43,6 @@ GRID = IMAGE_SIZE // PATCH_SIZE // SCALE_FACTOR
 IMAGE_TOKENS = GRID**2
 CAPTION_REQUEST = "describe the picture."
 ADAM_LR, MUON_LR = 2e-3, 3e-3
-PLACES = 6
-"""Columns and rows that a place is told in; their numbers are words of the counting answers."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,24 @@ class Phase:
     """A stretch of training with one mix of questions and one cycle of the learning rate.
 
     A relation such as "right of" turns the answer to "left of" around, which leaves no first-order signal to start
-    from. So relations come late, with the plain directions first, beside questions after an object's place.
+    from, and the pictures' tokens need not say where they lie until something asks. So relations come late: places
+    are read out and asked for first, and the plain directions before their opposites.
+
+    cooldown: the share of the phase over which the learning rate falls to zero.
     """
 
     steps: int
-    peak: float
+    cooldown: float
     questions: tuple[str, ...]
+    spatial: bool = False
     plain_directions: bool = False
 
 
-SPATIAL = ("relation",) * 5 + ("place",) * 2 + tuple(QUESTION_TYPES)
+SPATIAL = ("relation",) * 4 + ("place",) * 3 + tuple(QUESTION_TYPES)
 PHASES = (
-    Phase(1800, 1.0, tuple(QUESTION_TYPES) * 2),
-    Phase(400, 0.6, SPATIAL, plain_directions=True),
-    Phase(400, 0.6, SPATIAL),
+    Phase(1800, 0.4, tuple(QUESTION_TYPES) * 2),
+    Phase(300, 0.0, SPATIAL, spatial=True, plain_directions=True),
+    Phase(300, 0.6, SPATIAL, spatial=True),
 )
 SPECIAL_TOKENS = {
     "bos_token": "<|im_start|>",
@@ -174,14 +176,20 @@ class CellReadout(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.head = nn.Linear(width, 1 + len(COLOURS) + len(SHAPES) + 2)
+        self.place = nn.Linear(width, IMAGE_TOKENS)
 
-    def forward(self, tokens: Tensor, cells: Tensor) -> Tensor:
-        """tokens [B, 16, width]; cells [B, 16, 4] integers: present, colour, shape, size. The summed loss."""
+    def forward(self, tokens: Tensor, cells: Tensor, *, places: bool) -> Tensor:
+        """The summed loss; `places`: also of which cell a token is.
+
+        tokens [B, 16, width]; cells [B, 16, 4] integers: present, colour, shape, size.
+        """
         present, colour, shape, size = self.head(tokens).split([1, len(COLOURS), len(SHAPES), 2], dim=-1)
         there = cells[..., 0] == 1
         loss = F.binary_cross_entropy_with_logits(present[..., 0], cells[..., 0].float())
         for logits, target in ((colour, 1), (shape, 2), (size, 3)):
             loss = loss + F.cross_entropy(logits[there], cells[..., target][there])
+        if places:
+            loss = loss + F.cross_entropy(self.place(tokens[there]), there.nonzero()[:, 1])
         return loss
 
 
@@ -202,7 +210,7 @@ def place(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not single:
         return None
     item = single[rng.integers(len(single))]
-    column, row = (int(value * PLACES / IMAGE_SIZE) for value in (item.x, item.y))
+    column, row = (int(value * GRID / IMAGE_SIZE) for value in (item.x, item.y))
     return Question("place", f"where is the {item.colour} {item.shape}?", f"{column} {row}")
 
 
@@ -282,7 +290,7 @@ def make_batch(packer: Packer, phase: Phase, seed: int, indices: range, test_has
     return Batch(*stacked)
 
 
-def loss_of(model: SmolVLMForConditionalGeneration, readout: CellReadout, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def loss_of(model: SmolVLMForConditionalGeneration, readout: CellReadout, batch: Batch, *, places: bool) -> tuple[Tensor, dict[str, float]]:
     """Answer cross-entropy over the packed questions, plus the read-out's loss."""
     features = model.model.get_image_features(batch.pixels[:, None], return_dict=True).pooler_output
     embeddings = model.model.text_model.get_input_embeddings()(batch.ids)
@@ -297,7 +305,7 @@ def loss_of(model: SmolVLMForConditionalGeneration, readout: CellReadout, batch:
     each = F.cross_entropy(logits.float(), batch.labels[wanted], reduction="none")
     weight = batch.weights[wanted]
     answers = (each * weight).sum() / weight.sum()
-    cells = readout(features, batch.cells)
+    cells = readout(features, batch.cells, places=places)
     hit = (logits.argmax(-1) == batch.labels[wanted]) & (weight == 1) & (batch.labels[wanted] > 5)
     asked = (weight == 1) & (batch.labels[wanted] > 5)
     return answers + 0.3 * cells, {"answers": answers.item(), "cells": cells.item(), "accuracy": (hit.sum() / asked.sum()).item()}
@@ -318,7 +326,8 @@ def phase_at(step: int) -> tuple[Phase, float]:
     """The phase of a step and the share of the peak learning rate: warm-up, constant, then linear to zero."""
     for phase in PHASES:
         if step < phase.steps:
-            return phase, phase.peak * min((step + 1) / 100, 1.0, (phase.steps - step) / (0.4 * phase.steps))
+            left = (phase.steps - step) / (phase.cooldown * phase.steps) if phase.cooldown else 1.0
+            return phase, min((step + 1) / 100, 1.0, left)
         step -= phase.steps
     raise ValueError(f"training ends {step} steps earlier")
 
@@ -333,10 +342,10 @@ class Trainer:
         self.optimizers = make_optimizers(model, self.readout)
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
 
-    def step(self, batch: Batch, share: float) -> dict[str, float]:
+    def step(self, batch: Batch, phase: Phase, share: float) -> dict[str, float]:
         """One update at this share of the peak learning rates."""
         with torch.autocast("cpu", torch.bfloat16):
-            loss, shown = loss_of(self.model, self.readout, batch)
+            loss, shown = loss_of(self.model, self.readout, batch, places=phase.spatial)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
@@ -394,7 +403,7 @@ def main() -> None:
     for step in range(first, steps):
         phase, share = phase_at(step)
         indices = range(step * args.batch_size, (step + 1) * args.batch_size)
-        shown = trainer.step(make_batch(packer, phase, args.seed, indices, test_hashes), share)
+        shown = trainer.step(make_batch(packer, phase, args.seed, indices, test_hashes), phase, share)
         if step % 20 == 0:
             seconds = (time.perf_counter() - began) / (step - first + 1)
             print(json.dumps({"step": step, **{k: round(v, 4) for k, v in shown.items()}, "step_s": round(seconds, 3)}), flush=True)

@@ -23,7 +23,6 @@ from vla_tune.report.provenance import differences
 from vla_tune.report.runs import mean_energy_shed, read_json, read_metrics
 from vla_tune.report.tables import number, percent
 
-DEFAULT_METHOD = "aegis"
 READS = {
     "anchor": ("device", "policy", "anchor.samples", "anchor.batch_size", "vqa.manifest"),
     "train": ("seed", "device", "policy", "data", "method", "train"),
@@ -36,10 +35,11 @@ READS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for: a configuration for every method and seed, and where the runs lie."""
+    """What is asked for: a configuration for every method and seed, where the runs lie, and the pipeline's own method."""
 
     out: Path
     configs: dict[tuple[str, int], Config]
+    default: str
 
     def folder(self, method: str, seed: int) -> Path:
         return self.out / method / f"seed-{seed}"
@@ -95,7 +95,7 @@ def make_plan(pipeline: str, overrides: list[str], methods: str, seeds: int, out
         for seed in range(first.seed, first.seed + seeds)
         for name in names
     }
-    return Plan(out, configs)
+    return Plan(out, configs, first.method.name)
 
 
 def reproduce(plan: Plan) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     clock.say("report")
     folders = [plan.folder(*key) for key in plan.configs]
     stage_function("report")(folders, plan.out / "report", overwrite=True)
-    rows = [_table_row(plan.folder(method, seed), method, seed, times[method]) for method, seed in plan.configs]
+    rows = [{**_table_row(plan.folder(*key), *key, times[key[0]]), "default": key[0] == plan.default} for key in plan.configs]
     write_json(plan.out / "table.json", rows)
     _show(rows)
     say(f"table: {plan.out / 'table.json'}; report: {plan.out / 'report' / 'report.html'}; {clock.minutes:.1f} minutes in all")
@@ -248,7 +248,7 @@ def _table_row(folder: Path, method: str, seed: int, step: tuple[float, float]) 
     return {
         "method": method,
         "seed": seed,
-        "default": method == DEFAULT_METHOD,
+        "default": False,
         "vqa_before": values["base_accuracy"],
         "vqa_after": values["accuracy"],
         "retention": values["retention"],

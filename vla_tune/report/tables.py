@@ -103,7 +103,7 @@ def type_table(run: Run) -> Table:
     """VQA by type of one run."""
     rows = [
         [
-            Cell(kind),
+            Cell(kind.replace("_", " ")),
             Cell(count(row["n"])),
             rate(row["base_accuracy"]),
             rate(row["accuracy"]),

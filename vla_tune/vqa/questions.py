@@ -26,7 +26,7 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     """A random question of one type about the scene; None where the scene does not allow one.
 
     An answer is drawn first wherever the scene allows several, so that no answer of a type is much more likely
-    than the others; `balanced_test` evens out what is left.
+    than the others; `vla_tune.vqa.dataset` evens out what is left.
     """
     return QUESTION_TYPES[kind](scene, rng)
 
