@@ -88,7 +88,7 @@ def test_the_table(go):
     assert result.rows[1] == {
         "method": "aegis",
         "seed": 0,
-        "default": True,
+        "default": False,
         "vqa_before": 0.5,
         "vqa_after": 0.5,
         "retention": 0.5,
@@ -99,7 +99,7 @@ def test_the_table(go):
         "step_s": 0.1,
         "step_ratio": 2.0,
     }
-    assert result.rows[0]["default"] is False
+    assert result.rows[0]["default"] is True  # the pipeline's own method
 
 
 def test_a_second_time_keeps_everything_and_says_so(go, capsys):
@@ -125,6 +125,19 @@ def test_a_second_time_keeps_everything_and_says_so(go, capsys):
 def test_a_changed_key_remakes_what_reads_it_and_what_follows(go, override, remade):
     go()
     assert go(override).made == [*remade, "report of 2"]
+
+
+def test_another_base_vlm_under_the_same_name_remakes_what_depends_on_it(go, tmp_path, capsys):
+    vlm = tmp_path / "vlm"
+    vlm.mkdir()
+    (vlm / "model.safetensors").write_bytes(b"before")
+    setting = f"policy.base_vlm={vlm}"
+    go(setting)
+    assert go(setting).made == ["report of 2"]
+    (vlm / "model.safetensors").write_bytes(b"after")
+    capsys.readouterr()
+    assert go(setting).made == ["full/0/anchor", *all_of("full/0", "aegis/0"), "benchmark full,aegis", "report of 2"]
+    assert "anchor (made again: the files that policy.base_vlm names changed)" in capsys.readouterr().out
 
 
 def test_a_new_method_or_seed_keeps_the_others(go):

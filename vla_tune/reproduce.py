@@ -19,18 +19,9 @@ from vla_tune.cli import reported
 from vla_tune.config import METHODS, Config, load_config
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
-from vla_tune.report.provenance import differences
+from vla_tune.keeping import read_by, record_sources, stale
 from vla_tune.report.runs import mean_energy_shed, read_json, read_metrics
 from vla_tune.report.tables import number, percent
-
-READS = {
-    "anchor": ("device", "policy", "anchor.samples", "anchor.batch_size", "vqa.manifest"),
-    "train": ("seed", "device", "policy", "data", "method", "train"),
-    "eval-vqa": ("seed", "device", "policy", "vqa", "anchor.batch_size"),
-    "eval-rollout": ("device", "rollout"),
-    "benchmark": ("seed", "device", "policy", "data", "method.lora_rank", "method.lora_alpha", "train", "methods"),
-}
-"""What each stage reads of the configuration; a change elsewhere does not make it stale."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     clock.say("report")
     folders = [plan.folder(*key) for key in plan.configs]
     stage_function("report")(folders, plan.out / "report", overwrite=True)
-    rows = [{**_table_row(plan.folder(*key), *key, times[key[0]]), "default": key[0] == plan.default} for key in plan.configs]
+    rows = [_table_row(plan, method, seed, times[method]) for method, seed in plan.configs]
     write_json(plan.out / "table.json", rows)
     _show(rows)
     say(f"table: {plan.out / 'table.json'}; report: {plan.out / 'report' / 'report.html'}; {clock.minutes:.1f} minutes in all")
@@ -120,6 +111,7 @@ def _one_run(plan: Plan, method: str, seed: int, config: Config, clock: Clock) -
     reason = stale(folder, "anchor", config.to_dict())
     if reason and (source := _anchor_elsewhere(plan, config)):
         _copy_folder(source, folder / "anchor")
+        record_sources(folder, "anchor", config.to_dict())
         clock.say(f"{name}: anchor taken from {source} (same configuration)")
     else:
         _make(folder, "anchor", config, name, clock, reason)
@@ -137,56 +129,16 @@ def _make(folder: Path, stage: str, config: Config, name: str, clock: Clock, rea
     if stage == "train" and _can_resume(folder, config):
         clock.say(f"{name}: {stage} goes on from its last checkpoint")
         run(config, folder, resume=True)
-        return
-    clock.say(f"{name}: {stage} ({reason})")
-    run(config, folder, overwrite=True)
-
-
-def stale(folder: Path, stage: str, config: dict[str, Any], *, inputs: Path | None = None) -> str | None:
-    """Why a stage has to be made (again): absent, damaged, or made from something else; None where it can be kept.
-
-    Args:
-        folder: where the stage lies.
-        inputs: the run that its inputs lie in, where that is another folder.
-
-    """
-    if not (folder / stage / "artifact.json").is_file():
-        return "not made yet"
-    try:
-        artifact = read_artifact(folder / stage, stage, "make reproduce")
-    except UserError as error:
-        return f"made again: {error}"
-    changed = differences(read_by(stage, artifact.config), read_by(stage, config))
-    if changed:
-        return f"made again: {', '.join(changed)} changed"
-    for made_from in artifact.manifest["inputs"]:
-        if _digest_now(inputs or folder, made_from["stage"]) != made_from["digest"]:
-            return f"made again: its input {made_from['stage']} changed"
-    return None
-
-
-def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that a stage reads, by dotted key."""
-    part = {}
-    for key in READS[stage]:
-        at: Any = config
-        for name in key.split("."):
-            at = at.get(name) if isinstance(at, dict) else None
-        part[key] = at
-    return part
+    else:
+        clock.say(f"{name}: {stage} ({reason})")
+        run(config, folder, overwrite=True)
+    record_sources(folder, stage, config.to_dict())
 
 
 def stage_function(stage: str) -> Callable[..., Any]:
     """A stage's `run`; its module, and with it torch and lerobot, is imported when it is first needed."""
     run: Callable[..., Any] = import_module(f"vla_tune.stages.{stage.replace('-', '_')}").run
     return run
-
-
-def _digest_now(folder: Path, stage: str) -> str | None:
-    try:
-        return read_artifact(folder / stage, stage, "make reproduce").digest
-    except UserError:
-        return None
 
 
 def _can_resume(folder: Path, config: Config) -> bool:
@@ -231,6 +183,7 @@ def _step_times(plan: Plan, clock: Clock) -> dict[str, tuple[float, float]]:
     with Draft(plan.out / "benchmark", "benchmark", overwrite=True) as draft:
         write_json(draft.path / "steps.json", named)
         draft.publish(config=asked, inputs=[anchor.as_input()], metrics=named, device=config.device)
+    record_sources(plan.out, "benchmark", asked)
     return times
 
 
@@ -241,14 +194,15 @@ def step_times(config: Config, methods: list[str], anchor: Path) -> dict[str, tu
     return step_ratio(config, methods, anchor)
 
 
-def _table_row(folder: Path, method: str, seed: int, step: tuple[float, float]) -> dict[str, Any]:
+def _table_row(plan: Plan, method: str, seed: int, step: tuple[float, float]) -> dict[str, Any]:
     """A row of the table, from the artifacts of one run."""
+    folder = plan.folder(method, seed)
     vqa, rollout = read_json(folder / "eval-vqa" / "report.json"), read_json(folder / "eval-rollout" / "report.json")
     values = {name: vqa[name] and vqa[name]["value"] for name in ("base_accuracy", "accuracy", "retention")}
     return {
         "method": method,
         "seed": seed,
-        "default": False,
+        "default": method == plan.default,
         "vqa_before": values["base_accuracy"],
         "vqa_after": values["accuracy"],
         "retention": values["retention"],

@@ -1,0 +1,97 @@
+"""Whether a finished stage can be kept: the configuration it read, the artifacts and the files it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vla_tune.artifacts import file_digest, files_table, read_artifact, table_digest, write_json
+from vla_tune.errors import UserError
+from vla_tune.report.provenance import differences
+from vla_tune.report.runs import read_json
+from vla_tune.resources import demo_vlm, resource
+
+READS = {
+    "anchor": ("device", "policy", "anchor.samples", "anchor.batch_size", "vqa.manifest"),
+    "train": ("seed", "device", "policy", "data", "method", "train"),
+    "eval-vqa": ("seed", "device", "policy", "vqa", "anchor.batch_size"),
+    "eval-rollout": ("device", "rollout"),
+    "benchmark": ("seed", "device", "policy", "data", "method.lora_rank", "method.lora_alpha", "train", "methods"),
+}
+"""What each stage reads of the configuration; a change elsewhere does not make it stale."""
+SOURCES = {
+    "anchor": ("policy.path", "policy.base_vlm", "vqa.manifest"),
+    "train": ("policy.path", "policy.base_vlm", "data.manifest"),
+    "eval-vqa": ("policy.base_vlm", "vqa.manifest"),
+    "eval-rollout": (),
+    "benchmark": ("policy.path", "policy.base_vlm", "data.manifest"),
+}
+"""The keys that name files outside the run; another content under the same name makes a stage stale."""
+FILE = "sources.json"
+"""Where a run remembers these files' digests, by stage: artifacts do not record them."""
+
+
+def stale(folder: Path, stage: str, config: dict[str, Any], *, inputs: Path | None = None) -> str | None:
+    """Why a stage has to be made (again): absent, damaged, or made from something else; None where it can be kept.
+
+    Args:
+        folder: where the stage lies.
+        inputs: the run that its inputs lie in, where that is another folder.
+
+    """
+    if not (folder / stage / "artifact.json").is_file():
+        return "not made yet"
+    try:
+        artifact = read_artifact(folder / stage, stage, "make reproduce")
+    except UserError as error:
+        return f"made again: {error}"
+    changed = differences(read_by(stage, artifact.config), read_by(stage, config))
+    if changed:
+        return f"made again: {', '.join(changed)} changed"
+    moved = differences(_recorded(folder).get(stage, {}), sources(stage, config))
+    if moved:
+        return f"made again: the files that {', '.join(moved)} names changed"
+    for made_from in artifact.manifest["inputs"]:
+        if _digest_now(inputs or folder, made_from["stage"]) != made_from["digest"]:
+            return f"made again: its input {made_from['stage']} changed"
+    return None
+
+
+def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that a stage reads, by dotted key."""
+    return {key: _value(config, key) for key in READS[stage]}
+
+
+def sources(stage: str, config: dict[str, Any]) -> dict[str, str]:
+    """The digests of the files outside the run that a stage reads, by the key that names them; a Hub id stands for itself."""
+    return {key: _source_digest(key, str(name)) for key in SOURCES[stage] if (name := _value(config, key)) is not None}
+
+
+def record_sources(folder: Path, stage: str, config: dict[str, Any]) -> None:
+    """Remember what a stage that was just made was made from."""
+    write_json(folder / FILE, {**_recorded(folder), stage: sources(stage, config)})
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    return read_json(folder / FILE) if (folder / FILE).is_file() else {}
+
+
+def _source_digest(key: str, name: str) -> str:
+    if key.endswith("manifest"):
+        return file_digest(resource("data_manifests", f"{name}.yaml"))
+    folder = demo_vlm() if name == "demo" else Path(name)
+    return table_digest(files_table(folder)) if folder.is_dir() else name
+
+
+def _digest_now(folder: Path, stage: str) -> str | None:
+    try:
+        return read_artifact(folder / stage, stage, "make reproduce").digest
+    except UserError:
+        return None
+
+
+def _value(config: dict[str, Any], key: str) -> Any:
+    at: Any = config
+    for name in key.split("."):
+        at = at.get(name) if isinstance(at, dict) else None
+    return at
