@@ -38,8 +38,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
 
     """
     target = run / "train"
-    if not plan:
-        first = _prepare_folder(config, run, overwrite=overwrite, resume=resume)
+    first = 0 if plan else _first_step(config, run, overwrite=overwrite, resume=resume)
     anchor, inputs = _anchor(config, run)
     start = make_start(config)
     method = make_method(config.method.name, start.policy, anchor=anchor, settings=config.method)
@@ -47,7 +46,9 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     if plan:
         show_plan(config, start, method)
         return None
-    draft = Draft(target, "train", overwrite=overwrite or resume, keep=True)
+    draft = Draft(target, "train", overwrite=overwrite or resume, keep=first > 0)
+    if not first:
+        write_json(draft.path / "run.json", config.to_dict())
     loop = _make_loop(config, start, method, draft.path, first)
     loop.run(draft.path, first)
     export(method, start, draft.path, target)
@@ -72,8 +73,8 @@ def _make_loop(config: Config, start: Any, method: Any, folder: Path, first: int
     return Loop(config, method, start.processors[0], cycle(loader), optimizer, scheduler, clip_norm, accelerator)
 
 
-def _prepare_folder(config: Config, run: Path, *, overwrite: bool, resume: bool) -> int:
-    """Decide from which step to train, and put the working folder into that state."""
+def _first_step(config: Config, run: Path, *, overwrite: bool, resume: bool) -> int:
+    """The number of steps already taken; a run to resume is put into the state of its newest checkpoint."""
     target, partial = run / "train", run / "train.partial"
     if resume and not finished(partial) and target.exists():
         _reopen(config, target, partial)
@@ -93,9 +94,6 @@ def _prepare_folder(config: Config, run: Path, *, overwrite: bool, resume: bool)
         raise UserError(
             f"{partial} holds an unfinished run; give --resume to go on from step {finished(partial)[-1]}, or --overwrite to start again"
         )
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_json(partial / "run.json", config.to_dict())
     return 0
 
 
