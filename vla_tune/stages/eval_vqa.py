@@ -214,7 +214,7 @@ def _show(report: dict[str, Any]) -> None:
     ]
     table("VQA, with 95 % intervals", ["type", "n", "base", "tuned", "retention", "blind guesser"], rows)
     lost, gained, p = (report[name] for name in ("lost", "gained", "mcnemar_p"))
-    say(f"{lost} answers lost, {gained} gained (McNemar's exact test: p = {p:.2g})")
+    say(f"{lost} answers lost, {gained} gained (McNemar's exact test: p {f'= {p:.2g}' if p else '< 1e-300'})")
     if report["drift"] is not None:
         say(f"drift from the anchor: {report['drift']:.3g} (mean over layers of W2^2 / width)")
 
