@@ -231,3 +231,20 @@ def test_a_full_disk_while_json_is_written_keeps_the_file_there_was(tmp_path, mo
     with pytest.raises(OSError, match="No space"):
         write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
+
+
+def test_overwrite_replaces_a_stage_and_never_what_else_lies_there(tmp_path):
+    runs = tmp_path / "runs"
+    (runs / "demo").mkdir(parents=True)
+    (runs / "demo" / "kept.txt").write_text("a user's")
+    with pytest.raises(UserError, match="is not a 'report' artifact"):
+        Draft(runs, "report", overwrite=True)
+    with pytest.raises(UserError, match="exists already"):
+        Draft(runs, "report")
+    assert (runs / "demo" / "kept.txt").read_text() == "a user's"
+
+
+def test_an_out_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        Draft(tmp_path / "file" / "anchor", "anchor")

@@ -98,6 +98,16 @@ def test_a_full_disk_says_how_to_go_on(monkeypatch):
     assert "vla-tune train demo seed=3 --out runs/x --resume" in ended.stderr
 
 
+def test_a_disk_that_safetensors_finds_full(monkeypatch):
+    from safetensors import SafetensorError
+
+    raising(monkeypatch, "train", SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    ended = call("train", "demo", "rollout.tasks=[reach-v3, door-open-v3]")
+    assert ended.exit_code == 1
+    assert "the disk is full" in ended.stderr
+    assert "vla-tune train demo 'rollout.tasks=[reach-v3, door-open-v3]' --resume" in ended.stderr
+
+
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_stopped_run_prints_the_command_that_resumes_it(monkeypatch, number):
     from vla_tune.training.loop import Interrupted

@@ -67,16 +67,22 @@ class Draft:
     """
 
     def __init__(self, target: Path, stage: str, *, overwrite: bool = False, keep: bool = False) -> None:
+        target = target if target.name not in ("", "..") else target.resolve()
         self._old = target.with_name(f"{target.name}.old")
         if self._old.exists() and not target.exists():
             self._old.rename(target)  # an earlier run was killed between the two renames of `publish`
         if target.exists() and not overwrite:
             raise UserError(f"{target} exists already; give --overwrite to replace it, or another --out")
+        if target.exists() and not _is_stage(target, stage):
+            raise UserError(f"{target} is not a '{stage}' artifact, so --overwrite does not replace it; give another --out")
         self.target, self.stage = target, stage
         self.path = target.with_name(f"{target.name}.partial")
         if self.path.exists() and not keep:
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
+            raise UserError(f"--out: {self.path} cannot be made ({error.strerror})") from None
 
     def publish(self, *, config: dict[str, Any], inputs: list[dict[str, str]], metrics: dict[str, Any], device: str = "cpu") -> Artifact:
         """Write `artifact.json`, sync, and rename the working folder to the target."""
@@ -114,6 +120,18 @@ class Draft:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Nothing half-written is left behind: without a `publish`, the working folder goes."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _is_stage(folder: Path, stage: str) -> bool:
+    """Whether a folder is a stage's to replace: its own artifact, whole or damaged, or empty; never what a user keeps there."""
+    if not folder.is_dir():
+        return False
+    try:
+        return bool(json.loads((folder / "artifact.json").read_text())["stage"] == stage)
+    except FileNotFoundError:
+        return folder.name == stage or not any(folder.iterdir())
+    except (ValueError, KeyError, TypeError):
+        return folder.name == stage
 
 
 def read_artifact(path: Path, stage: str, make_with: str) -> Artifact:

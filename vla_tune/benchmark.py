@@ -78,11 +78,12 @@ def _ratio(times: list[float], reference: list[float]) -> float:
 
 def _contestants(config: Config, names: list[str], anchor_path: Path) -> tuple[dict[str, Contestant], list[dict[str, Any]]]:
     from vla_tune.methods import load_anchor, make_method
+    from vla_tune.training.loop import as_floats
     from vla_tune.training.setup import make_loader, make_optimizer, make_start
 
     start = make_start(config)
-    loader, _ = make_loader(config, start.dataset, 0)
-    batches = [start.processors[0](batch) for batch, _ in zip(loader, range(TURN), strict=False)]
+    loader = make_loader(config, start.dataset, 0)
+    batches = [start.processors[0](as_floats(batch)) for batch, _ in zip(loader, range(TURN), strict=False)]
     anchor = load_anchor(anchor_path)
     contestants = {}
     for name in names:

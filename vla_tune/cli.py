@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
 import logging
 import os
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vla_tune.errors import RunError, UserError
+from vla_tune.errors import RunError, UserError, is_full_disk
 
 if TYPE_CHECKING:
     from vla_tune.artifacts import Artifact
@@ -138,32 +139,40 @@ def _finish(artifact: Artifact | None, *, as_json: bool) -> None:
 
 def _resume_command(pipeline: str, overrides: list[str] | None, out: Path | None) -> str:
     where = ["--out", str(out)] if out else []
-    return " ".join(["vla-tune", "train", pipeline, *(overrides or []), *where, "--resume"])
+    return shlex.join(["vla-tune", "train", pipeline, *(overrides or []), *where, "--resume"])
 
 
 @contextmanager
 def reported(resume: str = "") -> Iterator[None]:
     """Turn what ends a command into one message on stderr and the exit code of the contract."""
     hush()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except (UserError, RunError) as error:
         _end(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _end("interrupted; nothing half-written is left", 130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _end(f"the disk is full ({error.filename or 'while writing'}); make room and run the same command again" + _hint(resume), 1)
-        raise
+    except KeyboardInterrupt as error:
+        _end("interrupted" + _hint(resume), 143 if isinstance(error, Terminated) else 130)
     except BaseException as error:
+        if is_full_disk(error):
+            place = getattr(error, "filename", None) or "while writing"
+            _end(f"the disk is full ({place}); make room and run the same command again" + _hint(resume), 1)
         code = getattr(error, "code", None)  # training.loop.Interrupted; naming it here would import torch
         if type(error).__name__ != "Interrupted" or not isinstance(code, int):
             raise
         _end(f"stopped after a checkpoint; go on with: {resume}", code)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which unwinds like Ctrl-C so that nothing half-written stays."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise Terminated
+
+
 def _hint(resume: str) -> str:
-    return f"; a training run goes on with: {resume}" if resume else ""
+    return f"; a training run with a checkpoint goes on with: {resume}" if resume else ""
 
 
 def _end(message: str, code: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(ValueError):
     """The user's input is wrong: the message names the thing, where it is and how to mend it. Exit code 2."""
@@ -13,6 +15,11 @@ class RunError(RuntimeError):
     """It failed while running (NaN loss, full disk): the message says what is safe. Exit code 1."""
 
     exit_code = 1
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed for want of room; safetensors tells it in words alone."""
+    return getattr(error, "errno", None) == errno.ENOSPC or (type(error).__name__ == "SafetensorError" and "os error 28" in str(error))
 
 
 def nearest(name: str, known: list[str]) -> str:

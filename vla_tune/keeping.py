@@ -45,7 +45,8 @@ def stale(folder: Path, stage: str, config: dict[str, Any], *, inputs: Path | No
         artifact = read_artifact(folder / stage, stage, "make reproduce")
     except UserError as error:
         return f"made again: {error}"
-    changed = differences(read_by(stage, artifact.config), read_by(stage, config))
+    then, now = read_by(stage, artifact.config), read_by(stage, config)
+    changed = {**differences(now, then), **differences(then, now)}
     if changed:
         return f"made again: {', '.join(changed)} changed"
     moved = differences(_recorded(folder).get(stage, {}), sources(stage, config))

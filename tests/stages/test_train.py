@@ -198,9 +198,36 @@ def test_the_plan_trains_nothing(small_config, tmp_path, anchored, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_resumption_never_replaces_a_finished_run(small_config, tmp_path):
+    train.run(small_config("train.steps=2"), tmp_path)
+    before = files_table(tmp_path / "train")
+    with pytest.raises(UserError, match=r"--resume: seed was 0, is 1"):
+        train.run(small_config("train.steps=4", "seed=1"), tmp_path, resume=True)
+    assert not (tmp_path / "train.partial").exists()
+    with pytest.raises(UserError, match="finished at step 2"):
+        train.run(small_config("train.steps=2"), tmp_path, resume=True)
+    assert files_table(tmp_path / "train") == before
+
+
+def test_a_run_is_not_resumed_to_fewer_steps_and_a_broken_checkpoint_is_told(small_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, step=3)
+        with pytest.raises(loop.Interrupted):
+            train.run(small_config("train.log_every=4"), tmp_path)
+    with pytest.raises(UserError, match=r"is at step 3 already; give train\.steps=3 or more"):
+        train.run(small_config("train.steps=2", "train.log_every=4"), tmp_path, resume=True)
+    weights_file = tmp_path / "train.partial" / "checkpoints" / "3" / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="remove it to resume from an older one"):
+        train.run(small_config("train.log_every=4"), tmp_path, resume=True)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["device=cuda:7"], "device=cuda:7: torch cannot use it here"),
+        (["policy.settings.num_vlm_layers=abc"], "lerobot cannot make this SmolVLA"),
+        (["policy.settings.load_vlm_weights=true"], "follows from policy.base_vlm"),
         (["method.name=aegis"], r"anchor artifact .* is missing.*vla-tune anchor"),
         (["data.root=/nowhere"], "not a LeRobotDataset"),
         (["policy.settings.train_expert_only=true"], "train_expert_only"),

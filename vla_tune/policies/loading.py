@@ -37,13 +37,14 @@ def load_vlm(source: str) -> tuple[SmolVLMForConditionalGeneration, SmolVLMProce
         UserError: it cannot be opened (no such folder, no network, incomplete).
 
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
         with quiet():
             model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
             processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"the VLM '{source}' cannot be opened ({_first_line(error)}); check policy.base_vlm") from None
     return model.eval(), processor
 
@@ -68,6 +69,8 @@ def new_policy(
     for key in settings:
         if key not in known:
             raise UserError(f"policy.settings.{key}: lerobot's SmolVLAConfig has no such field; {nearest(key, known)}")
+        if key in ("vlm_model_name", "load_vlm_weights", "input_features", "output_features"):
+            raise UserError(f"policy.settings.{key}: follows from policy.base_vlm and the dataset; leave it out")
     inputs, outputs = features
     fixed = {"vlm_model_name": base_vlm, "load_vlm_weights": False, "input_features": inputs, "output_features": outputs}
     try:
@@ -75,8 +78,11 @@ def new_policy(
     except (TypeError, ValueError) as error:
         raise UserError(f"policy.settings: {_first_line(error)}") from None
     vlm, _ = load_vlm(base_vlm)
-    with quiet():
-        policy = SmolVLAPolicy(config)
+    try:
+        with quiet():
+            policy = SmolVLAPolicy(config)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"policy.settings: lerobot cannot make this SmolVLA ({_first_line(error)})") from None
     policy.float()
     inner = policy.model.vlm_with_expert.vlm
     kept = set(inner.state_dict())
@@ -84,17 +90,20 @@ def new_policy(
     return policy
 
 
-def load_policy(path: str, *, vlm: str | None = None, n_action_steps: int | None = None, device: str = "cpu") -> SmolVLAPolicy:
+def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "cpu") -> SmolVLAPolicy:
     """Any lerobot SmolVLA, from a folder or the Hub, by lerobot's own strict loader; nothing is cast.
 
-    Args:
-        vlm: the VLM folder or Hub id that gives architecture and tokenizer, where the policy's own is out of reach.
+    Raises:
+        UserError: it cannot be opened, or has no adapter.
 
     """
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from safetensors import SafetensorError
 
     from vla_tune.policies import ADAPTERS
+
+    check_device(device)
 
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -106,7 +115,7 @@ def load_policy(path: str, *, vlm: str | None = None, n_action_steps: int | None
         raise UserError(f"the policy '{path}' cannot be opened ({_first_line(error)}); check its path") from None
     if config.type not in ADAPTERS:
         raise UserError(f"policy '{path}' is of type '{config.type}', which has no adapter; those that have: {', '.join(ADAPTERS)}")
-    config.vlm_model_name = policy_vlm(path, config.vlm_model_name, vlm)
+    config.vlm_model_name = policy_vlm(path, config.vlm_model_name)
     config.device = device
     if n_action_steps is not None:
         if n_action_steps > config.chunk_size:
@@ -115,19 +124,25 @@ def load_policy(path: str, *, vlm: str | None = None, n_action_steps: int | None
     try:
         with quiet():
             policy = SmolVLAPolicy.from_pretrained(path, config=config, strict=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"the policy '{path}' cannot be loaded ({_first_line(error)}); it needs its VLM '{config.vlm_model_name}'"
         ) from None
     return policy
 
 
-def policy_vlm(path: str, named: str, override: str | None = None) -> str:
-    """The VLM folder or Hub id to open a policy with: `override`, else the `vlm/` beside it, else what it names."""
+def policy_vlm(path: str, named: str) -> str:
+    """The VLM folder or Hub id to open a policy with: the `vlm/` beside its folder, else what it names."""
     beside = Path(path).resolve().parent / "vlm"
-    if override:
-        return override
-    return str(beside) if beside.is_dir() and (Path(path).is_dir()) else named
+    return str(beside) if beside.is_dir() and Path(path).is_dir() else named
+
+
+def check_device(device: str) -> None:
+    """Stop where torch cannot use the device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device}: torch cannot use it here ({_first_line(error)}); use device=cpu") from None
 
 
 def load_processors(
@@ -140,7 +155,8 @@ def load_processors(
     if path is None:
         return make_pre_post_processors(config, dataset_stats=stats)
     device = {"device_processor": {"device": str(config.device)}}
-    overrides: dict[str, Any] = {"tokenizer_processor": {"tokenizer_name": config.vlm_model_name}, **device}
+    tokenizer = {"tokenizer_name": config.vlm_model_name, "max_length": config.tokenizer_max_length}
+    overrides: dict[str, Any] = {"tokenizer_processor": tokenizer, **device}
     if stats is not None:
         overrides["normalizer_processor"] = {
             "stats": stats,

@@ -239,6 +239,11 @@ def check_task(task: str) -> None:
         raise UserError(f"Meta-World has no task '{task}'; {nearest(task, list(TASK_DESCRIPTIONS))}")
 
 
+def instruction(task: str) -> str:
+    """What lerobot's task table tells the policy to do."""
+    return str(TASK_DESCRIPTIONS[task])
+
+
 @EnvConfig.register_subclass("metaworld_fast")
 @dataclass
 class FastMetaworldConfig(MetaworldConfig):  # type: ignore[misc]

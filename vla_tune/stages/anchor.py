@@ -14,7 +14,7 @@ from vla_tune.config import Config
 from vla_tune.console import say
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import grafted_vlm, load_policy, load_vlm, new_policy, vlm_source
+from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, new_policy, vlm_source
 from vla_tune.policies.weights import weights_digest
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.statistics import STOCK, policy_moments, stock_moments, tensors_of
@@ -68,6 +68,7 @@ def starting_policy(config: Config) -> tuple[SmolVLAPolicy, str]:
     token of the prefix attends to that.
     """
     named = config.policy.base_vlm
+    check_device(config.device)
     if config.policy.path is not None:
         policy = load_policy(config.policy.path, device=config.device)
         return policy.eval(), vlm_source(named or policy.config.vlm_model_name)

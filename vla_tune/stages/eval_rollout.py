@@ -58,9 +58,7 @@ def find_policy(config: Config, run: Path) -> tuple[str, list[dict[str, str]]]:
 
 def check_rollout(config: RolloutConfig) -> None:
     """Tell what is wrong with the plan before a policy is loaded."""
-    from lerobot.envs.metaworld import TASK_DESCRIPTIONS
-
-    from vla_tune.rollout.worlds import MAX_STEPS, check_task
+    from vla_tune.rollout.worlds import MAX_STEPS, check_task, instruction
 
     if not config.tasks:
         raise UserError("rollout.tasks: at least one Meta-World task is needed")
@@ -75,9 +73,9 @@ def check_rollout(config: RolloutConfig) -> None:
         raise UserError(f"rollout.first_seed={config.first_seed}: seeds up to {last}; those from {FIRST_SEED} on are demonstrations'")
     told: dict[str, str] = {}
     for task in config.tasks:
-        other = told.setdefault(TASK_DESCRIPTIONS[task], task)
+        other = told.setdefault(instruction(task), task)
         if other != task:
-            warn(f"rollout.tasks: {other} and {task} share one instruction: '{TASK_DESCRIPTIONS[task]}'")
+            warn(f"rollout.tasks: {other} and {task} share one instruction: '{instruction(task)}'")
 
 
 def open_actor(config: Config, path: str) -> Actor:

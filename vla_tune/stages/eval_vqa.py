@@ -17,7 +17,7 @@ from vla_tune.config import Config
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import grafted_vlm, load_policy, load_vlm, policy_vlm, vlm_source
+from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, policy_vlm, vlm_source
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.vqa.answering import answer, cached_answers
 from vla_tune.vqa.dataset import vqa_questions
@@ -59,6 +59,7 @@ class Pair:
 
 def open_pair(config: Config, run: Path) -> Pair:
     """Open the policy to score and the VLM to compare it with, and compare their weights."""
+    check_device(config.device)
     path, named, inputs = _subject(config, run)
     policy = load_policy(path)
     tuned = adapt(policy).vlm.state_dict()

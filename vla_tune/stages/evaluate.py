@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vla_tune.artifacts import Artifact
 from vla_tune.console import warn
-from vla_tune.errors import RunError, UserError
+from vla_tune.errors import UserError
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -17,22 +17,23 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """Evaluate `RUN/train` (or `train.path`) on questions and in closed loop.
 
     Raises:
-        UserError, RunError: the first failure of an evaluation, after the report was made from the other.
+        Exception: the first failure of an evaluation, after the report was made from the other.
 
     """
     from vla_tune.stages import eval_rollout, eval_vqa, report
 
-    for name in ("eval-vqa", "eval-rollout"):
+    for name in ("eval-vqa", "eval-rollout", "report"):
         if (run / name).exists() and not overwrite:
             raise UserError(
-                f"{run / name} exists already; give --overwrite to redo both evaluations, or run the other one by its own command"
+                f"{run / name} exists already; give --overwrite to redo evaluations and report, or run one of them by its own command"
             )
-    failures: list[UserError | RunError] = []
+    failures: list[Exception] = []
     for stage in (eval_vqa, eval_rollout):
         try:
             stage.run(config, run, overwrite=overwrite)
-        except (UserError, RunError) as error:
-            warn(str(error))
+        except Exception as error:  # whatever it was, the other evaluation is worth having
+            if failures:
+                warn(str(error))
             failures.append(error)
     if len(failures) == 2:
         raise failures[0]

@@ -65,7 +65,7 @@ def _make_loop(config: Config, start: Any, method: Any, folder: Path, first: int
     if accelerator.num_processes > 1:
         raise UserError("train runs in one process; start it without torchrun or accelerate launch")
     optimizer, scheduler, clip_norm = make_optimizer(config, start.policy)
-    loader, _ = make_loader(config, start.dataset, first)
+    loader = make_loader(config, start.dataset, first)
     _, optimizer, loader, scheduler = accelerator.prepare(start.policy, optimizer, loader, scheduler)
     torch.manual_seed(config.seed)
     if first:
@@ -77,12 +77,16 @@ def _first_step(config: Config, run: Path, *, overwrite: bool, resume: bool) -> 
     """The number of steps already taken; a run to resume is put into the state of its newest checkpoint."""
     target, partial = run / "train", run / "train.partial"
     if resume and not finished(partial) and target.exists():
+        read_artifact(target, "train", "vla-tune train")
+        _check_same(config, target)
         _reopen(config, target, partial)
     if resume:
         steps = finished(partial)
         if not steps:
             raise UserError(f"--resume: there is no checkpoint in {partial}; start without --resume")
         _check_same(config, partial)
+        if steps[-1] > config.train.steps:
+            raise UserError(f"--resume: {partial} is at step {steps[-1]} already; give train.steps={steps[-1]} or more")
         cut_metrics(partial / "metrics.jsonl", steps[-1])
         say(f"resuming from step {steps[-1]}")
         return steps[-1]
@@ -99,7 +103,6 @@ def _first_step(config: Config, run: Path, *, overwrite: bool, resume: bool) -> 
 
 def _reopen(config: Config, target: Path, partial: Path) -> None:
     """Copy a finished run's checkpoints and rows into the working folder, to extend it."""
-    read_artifact(target, "train", "vla-tune train")
     steps = finished(target)
     if not steps:
         raise UserError(f"--resume: {target} is finished and its checkpoints are gone; give --overwrite to train again")
@@ -117,9 +120,9 @@ def _reopen(config: Config, target: Path, partial: Path) -> None:
     fresh.rename(partial)
 
 
-def _check_same(config: Config, partial: Path) -> None:
+def _check_same(config: Config, folder: Path) -> None:
     """A resumed run must be the same run: every key that shapes it is compared."""
-    before, now = _flat(json.loads((partial / "run.json").read_text())), _flat(config.to_dict())
+    before, now = _flat(json.loads((folder / "run.json").read_text())), _flat(config.to_dict())
     shaping = [key for key in {**before, **now} if key.split(".")[0] in ("seed", "policy", "data", "method", "train", "anchor")]
     changed = [key for key in shaping if before.get(key) != now.get(key) and key not in [f"train.{free}" for free in FREE_ON_RESUME]]
     if changed:

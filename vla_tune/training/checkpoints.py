@@ -53,13 +53,14 @@ def load_checkpoint(
 ) -> None:
     """Put weights, optimizer, schedule and random generators back to what they were after `step`."""
     from lerobot.common.train_utils import load_training_state
+    from safetensors import SafetensorError
     from safetensors.torch import load_model
 
     folder = run / "checkpoints" / str(step)
     try:
         load_model(model, folder / "model.safetensors", strict=True)
         load_training_state(folder, optimizer, scheduler)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {folder} cannot be loaded ({' '.join(str(error).split())[:200]}); remove it to resume from an older one"
         ) from None

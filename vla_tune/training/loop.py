@@ -80,7 +80,7 @@ class Loop:
                 except FloatingPointError as error:
                     raise RunError(_not_a_number(step, str(error), run)) from None
                 counter.advance(note=f"loss {row['loss']:.4f}")
-                if step % train.log_every == 0 or step == train.steps:
+                if step % train.log_every == 0 or step == train.steps or stopped:
                     log.write(json.dumps({"step": step, **row}) + "\n")
                     log.flush()
                 if step % train.checkpoint_every == 0 or step == train.steps or stopped:

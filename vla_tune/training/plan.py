@@ -46,7 +46,7 @@ def _activation_bytes(config: Config, start: Start, method: Method) -> int:
         return tensor
 
     config.train.batch_size, wanted = 2, config.train.batch_size
-    loader, _ = make_loader(config, start.dataset, step=0)
+    loader = make_loader(config, start.dataset, step=0)
     config.train.batch_size = wanted
     batch = start.processors[0](as_floats(next(iter(loader))))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -14,11 +14,10 @@ from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_d
 from vla_tune.data.memory import MemoryDataset, megabytes
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import load_policy, load_processors, new_policy, vlm_source
+from vla_tune.policies.loading import check_device, load_policy, load_processors, new_policy, vlm_source
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
-    from lerobot.datasets.sampler import EpisodeAwareSampler
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
     from lerobot.processor import PolicyProcessorPipeline
 
@@ -48,6 +47,7 @@ def make_start(config: Config) -> Start:
     from lerobot.configs import FeatureType
     from lerobot.utils.feature_utils import dataset_to_policy_features
 
+    check_device(config.device)
     meta = dataset_metadata(config.data)
     torch.manual_seed(config.seed)
     if config.policy.path:
@@ -77,7 +77,7 @@ def _override(policy: SmolVLAPolicy, settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         if key not in {f.name for f in dataclasses.fields(policy.config)}:
             raise UserError(f"policy.settings.{key}: lerobot's {type(policy.config).__name__} has no such field")
-        if value == getattr(policy.config, key) or (isinstance(value, list) and tuple(value) == tuple(getattr(policy.config, key))):
+        if value == getattr(policy.config, key) or (isinstance(value, list) and tuple(value) == getattr(policy.config, key)):
             continue
         if key not in free:
             raise UserError(f"policy.settings.{key}={value}: the policy at policy.path was made with {getattr(policy.config, key)}")
@@ -89,7 +89,7 @@ def _override(policy: SmolVLAPolicy, settings: dict[str, Any]) -> None:
     policy.model.set_requires_grad()
 
 
-def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> tuple[DataLoader[dict[str, Any]], EpisodeAwareSampler]:
+def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> DataLoader[dict[str, Any]]:
     """lerobot's sampler and collation over the demonstrations, positioned as after `step` steps."""
     from lerobot.datasets.sampler import EpisodeAwareSampler, compute_sampler_state
     from lerobot.utils.collate import lerobot_collate_fn
@@ -110,7 +110,7 @@ def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> tuple[Dat
         collate_fn=lerobot_collate_fn,
         generator=torch.Generator(),  # else every epoch's iterator draws from the global generator, and a resumed run draws once more
     )
-    return loader, sampler
+    return loader
 
 
 def make_optimizer(config: Config, policy: SmolVLAPolicy) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_tune.data.scenes import COLOURS, MAX_OBJECTS, SHAPES, Object, Scene
+from vla_tune.data.scenes import COLOURS, SHAPES, Object, Scene
 
 RELATION_MARGIN = 8.0
 """Two objects must differ by this many pixels along the axis that a relation asks about."""
@@ -108,7 +108,6 @@ QUESTION_TYPES: dict[str, Callable[[Scene, np.random.Generator], Question | None
     "existence": _existence,
     "relation": _relation,
 }
-ANSWERS = ("yes", "no", *COLOURS, *SHAPES, *(str(n) for n in range(MAX_OBJECTS + 1)))
 
 
 def _plural(word: str) -> str:
