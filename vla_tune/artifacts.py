@@ -97,9 +97,7 @@ class Draft:
             "environment": environment(device),
             "metrics": metrics,
         }
-        for name in manifest["files"]:
-            with (self.path / name).open("rb") as stream:
-                os.fsync(stream.fileno())
+        sync_tree(self.path)
         write_json(self.path / "artifact.json", manifest)
         shutil.rmtree(self._old, ignore_errors=True)
         if self.target.exists():
@@ -198,6 +196,15 @@ def write_json(file: Path, value: object) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     fresh.replace(file)
+
+
+def sync_tree(folder: Path) -> None:
+    """Push a folder's files to the disk before it is renamed."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

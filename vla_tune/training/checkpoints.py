@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts import sync_folder
+from vla_tune.artifacts import sync_folder, sync_tree
 from vla_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,14 +83,3 @@ def _step_of(line: str) -> int | None:
         return int(row["step"])
     except (ValueError, KeyError):  # a row cut short by a crash
         return None
-
-
-def sync_tree(folder: Path) -> None:
-    """Push a folder's files to the disk before it is renamed."""
-    import os
-
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-    sync_folder(folder)
