@@ -89,6 +89,6 @@ def _contestants(config: Config, names: list[str], anchor_path: Path) -> tuple[d
     for name in names:
         policy = copy.deepcopy(start.policy)
         method = make_method(name, policy, anchor=anchor, settings=dataclasses.replace(config.method, name=name))
-        optimizer, _, clip_norm = make_optimizer(config, policy)
+        optimizer, _, clip_norm = make_optimizer(config, method)
         contestants[name] = Contestant(method, optimizer, clip_norm)
     return contestants, batches

@@ -16,7 +16,23 @@ from typing import Any
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import available, resource
 
-METHODS = ("full", "frozen", "lora", "aegis")
+METHODS = (
+    "full",
+    "frozen",
+    "lora",
+    "warmup",
+    "penalty",
+    "distillation",
+    "cotraining",
+    "insulated",
+    "agem",
+    "l2sp",
+    "ewc",
+    "wise_ft",
+    "aegis",
+    "subspace",
+)
+"""Each is a file of `vla_tune.methods`."""
 
 
 @dataclass
@@ -58,12 +74,115 @@ class AnchorConfig:
 
 
 @dataclass
+class FullConfig:
+    """`vlm_lr`: the VLM's learning rate as a multiple of `train.lr`."""
+
+    vlm_lr: float = 1.0
+
+
+@dataclass
+class LoRAConfig:
+    """Rank and scale (alpha / rank) of the adapters."""
+
+    rank: int = 16
+    alpha: int = 32
+
+
+@dataclass
+class WarmupConfig:
+    """`steps`: how long the action expert trains alone."""
+
+    steps: int = 200
+
+
+@dataclass
+class PenaltyConfig:
+    """The Wasserstein-2 penalty as a term of the loss.
+
+    weight: of the penalty. whiten: divide each dimension by the anchor's deviation, so that no few of them decide.
+    """
+
+    weight: float = 0.1
+    whiten: bool = True
+
+
+@dataclass
+class DistillationConfig:
+    """`weight` of the mean squared distance to a frozen copy's hidden states on the same robot batch."""
+
+    weight: float = 1.0
+
+
+@dataclass
+class CotrainingConfig:
+    """VQA beside the robot's batches.
+
+    share: questions a step, as a share of `train.batch_size`. weight: of their cross-entropy.
+    """
+
+    share: float = 0.1
+    weight: float = 1.0
+
+
+@dataclass
+class InsulatedConfig:
+    """No gradient from the action expert to the VLM, which trains on discretised actions and VQA instead.
+
+    bins: levels of an action dimension. share, weight: of the VQA questions, as in co-training.
+    """
+
+    bins: int = 32
+    share: float = 0.1
+    weight: float = 1.0
+
+
+@dataclass
+class AGEMConfig:
+    """samples: questions that are kept. batch_size: how many of them give the reference gradient of a step."""
+
+    samples: int = 256
+    batch_size: int = 16
+
+
+@dataclass
+class L2SPConfig:
+    """`weight` of half the squared distance to the starting weights."""
+
+    weight: float = 0.01
+
+
+@dataclass
+class EWCConfig:
+    """weight: of the Fisher-weighted squared distance to the starting weights. samples: questions that Fisher is taken over."""
+
+    weight: float = 1000.0
+    samples: int = 256
+
+
+@dataclass
+class WiSEFTConfig:
+    """alpha: 0 is the base VLM, 1 the tuned one. path: the train artifact to interpolate; nothing is trained."""
+
+    alpha: float = 0.5
+    path: str | None = None
+
+
+@dataclass
 class MethodConfig:
-    """`name` is one of `METHODS`; the other fields belong to the method that their prefix names."""
+    """`name` is one of `METHODS`; every other field holds the options of the method that it is called after."""
 
     name: str = "full"
-    lora_rank: int = 16
-    lora_alpha: int = 32
+    full: FullConfig = field(default_factory=FullConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    cotraining: CotrainingConfig = field(default_factory=CotrainingConfig)
+    insulated: InsulatedConfig = field(default_factory=InsulatedConfig)
+    agem: AGEMConfig = field(default_factory=AGEMConfig)
+    l2sp: L2SPConfig = field(default_factory=L2SPConfig)
+    ewc: EWCConfig = field(default_factory=EWCConfig)
+    wise_ft: WiSEFTConfig = field(default_factory=WiSEFTConfig)
 
 
 @dataclass
@@ -134,8 +253,12 @@ class Config:
 AT_LEAST_ONE = (
     "anchor.samples",
     "anchor.batch_size",
-    "method.lora_rank",
-    "method.lora_alpha",
+    "method.lora.rank",
+    "method.lora.alpha",
+    "method.insulated.bins",
+    "method.agem.samples",
+    "method.agem.batch_size",
+    "method.ewc.samples",
     "train.steps",
     "train.batch_size",
     "train.log_every",
@@ -150,7 +273,7 @@ AT_LEAST_ONE = (
     "rollout.image_size",
     "rollout.parallel",
 )
-AT_LEAST_ZERO = ("seed", "data.cache_mb", "train.warmup_steps", "rollout.first_seed", "rollout.videos")
+AT_LEAST_ZERO = ("seed", "method.warmup.steps", "data.cache_mb", "train.warmup_steps", "rollout.first_seed", "rollout.videos")
 
 
 def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:

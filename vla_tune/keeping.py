@@ -13,10 +13,10 @@ from vla_tune.resources import demo_vlm, resource
 
 READS = {
     "anchor": ("device", "policy", "anchor.samples", "anchor.batch_size", "vqa.manifest"),
-    "train": ("seed", "device", "policy", "data", "method", "train"),
+    "train": ("seed", "device", "policy", "data", "method", "train", "vqa.manifest"),
     "eval-vqa": ("seed", "device", "policy", "vqa", "anchor.batch_size"),
     "eval-rollout": ("device", "rollout"),
-    "benchmark": ("seed", "device", "policy", "data", "method.lora_rank", "method.lora_alpha", "train", "methods"),
+    "benchmark": ("seed", "device", "policy", "data", "method", "vqa.manifest", "train", "methods"),
 }
 """What each stage reads of the configuration; a change elsewhere does not make it stale."""
 SOURCES = {

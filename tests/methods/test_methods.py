@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vla_tune.anchors import Anchor
-from vla_tune.config import MethodConfig
+from vla_tune.config import LoRAConfig, MethodConfig
 from vla_tune.errors import UserError
 from vla_tune.geometry.gaussian import batch_moments, wasserstein2
 from vla_tune.methods import make_method
@@ -134,7 +134,7 @@ def test_frozen_moves_the_expert_alone(policy, stock, batches):
 
 
 def test_lora_trains_adapters_and_leaves_a_stock_policy(policy, stock, batches, tmp_path):
-    method = make_method("lora", policy, settings=MethodConfig(name="lora", lora_rank=4, lora_alpha=8))
+    method = make_method("lora", policy, settings=MethodConfig(name="lora", lora=LoRAConfig(rank=4, alpha=8)))
     trained = {name for name, p in policy.named_parameters() if p.requires_grad and ".vlm." in name}
     assert trained
     assert all("lora_" in name for name in trained)

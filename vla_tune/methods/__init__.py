@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vla_tune.anchors import Anchor, check_compatible, load_anchor
@@ -12,17 +13,27 @@ if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
 
     from vla_tune.methods.base import Method
+    from vla_tune.vqa.batches import Memory
 
 __all__ = ["load_anchor", "make_method"]
 
 
-def make_method(name: str, policy: PreTrainedPolicy, *, anchor: Anchor | None = None, settings: MethodConfig | None = None) -> Method:
+def make_method(
+    name: str,
+    policy: PreTrainedPolicy,
+    *,
+    anchor: Anchor | None = None,
+    settings: MethodConfig | None = None,
+    memory: Memory | None = None,
+) -> Method:
     """Prepare a policy for a method, in place.
 
     Args:
         name: one of `vla_tune.config.METHODS`.
         policy: a stock lerobot policy with an adapter.
         anchor: from `load_anchor`; checked against the policy's VLM.
+        settings: the method's options; default: those of `MethodConfig`.
+        memory: VQA questions with answers, for the methods that go on reading them.
 
     Raises:
         UserError: unknown method, no anchor where one is needed, an anchor of another backbone.
@@ -36,7 +47,7 @@ def make_method(name: str, policy: PreTrainedPolicy, *, anchor: Anchor | None = 
     if anchor is not None:
         backbone = weights_digest(adapter.vlm.state_dict())
         check_compatible(anchor, layers=len(adapter.layers()), width=adapter.width, backbone=backbone)
-    return kind(policy, settings or MethodConfig(name=name), anchor)
+    return kind(policy, settings or MethodConfig(name=name), anchor, memory)
 
 
 def method_class(name: str) -> type[Method]:
@@ -46,13 +57,11 @@ def method_class(name: str) -> type[Method]:
         UserError: unknown method.
 
     """
-    from vla_tune.methods.aegis import Aegis
-    from vla_tune.methods.frozen import Frozen
-    from vla_tune.methods.full import Full
-    from vla_tune.methods.lora import LoRA
+    from vla_tune.methods.base import Method
 
-    kinds: dict[str, type[Method]] = {kind.name: kind for kind in (Full, Frozen, LoRA, Aegis)}
-    assert set(kinds) == set(METHODS)
-    if name not in kinds:
-        raise UserError(f"method.name={name}: unknown method; {nearest(name, list(kinds))}")
-    return kinds[name]
+    if name not in METHODS:
+        raise UserError(f"method.name={name}: unknown method; {nearest(name, list(METHODS))}")
+    module = import_module(f"vla_tune.methods.{name}")
+    return next(
+        kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Method) and vars(kind).get("name") == name
+    )

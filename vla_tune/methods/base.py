@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vla_tune.anchors import Anchor
     from vla_tune.config import MethodConfig
+    from vla_tune.vqa.batches import Memory
 
 Gradients = dict[str, Tensor]
 """Full parameter name to gradient."""
@@ -33,22 +34,38 @@ class Method:
         policy: a stock lerobot policy, changed in place (frozen, wrapped).
         settings: the method's part of the configuration.
         anchor: the statistics that some methods hold on to.
+        memory: the VQA questions that some methods go on reading.
 
     Raises:
-        UserError: the method needs an anchor and got none, or a freeze rule matches no parameter.
+        UserError: the method needs an anchor or questions and got none, or a freeze rule matches no parameter.
 
     """
 
     name: ClassVar[str]
     needs_anchor: ClassVar[bool] = False
+    needs_memory: ClassVar[bool] = False
 
-    def __init__(self, policy: PreTrainedPolicy, settings: MethodConfig, anchor: Anchor | None = None) -> None:
+    def __init__(
+        self, policy: PreTrainedPolicy, settings: MethodConfig, anchor: Anchor | None = None, memory: Memory | None = None
+    ) -> None:
         if self.needs_anchor and anchor is None:
             raise UserError(f"method '{self.name}' needs an anchor artifact; make one with `vla-tune anchor`")
-        self.policy, self.settings, self.anchor = policy, settings, anchor
+        if self.needs_memory and memory is None:
+            raise UserError(f"method '{self.name}' needs VQA questions with answers; set vqa.manifest")
+        self.policy, self.settings, self.anchor, self._memory = policy, settings, anchor, memory
         self.adapter = adapt(policy)
-        self.diagnostics: dict[str, list[Any]] = {}
+        self.diagnostics: dict[str, Any] = {}
+        self.steps = 0
+        """Optimizer steps taken; a resumed run sets it."""
+        self.extras = nn.ModuleDict()
+        """What trains beside the policy without being a part of it; checkpoints hold it, the exported policy does not."""
         self.prepare()
+
+    @property
+    def memory(self) -> Memory:
+        """The VQA questions of a method that needs them."""
+        assert self._memory is not None
+        return self._memory
 
     def prepare(self) -> None:
         """Freeze and wrap, before the optimizer is made."""
@@ -58,11 +75,20 @@ class Method:
         loss, _ = self.policy.forward(batch)
         return {"task": loss}
 
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """What the optimizer is made with: torch's parameter groups, a learning rate where it is not `lr`."""
+        return [{"params": [*self.policy.get_optim_params(), *self.extras.parameters()]}]
+
+    def trained(self, part: str) -> dict[str, nn.Parameter]:
+        """The parameters of a part of the policy (a group, or `vlm` for all of `vlm.*`) that train, by full name."""
+        groups = self.adapter.groups().items()
+        return {n: p for group, ps in groups if f"{group}.".startswith(f"{part}.") for n, p in ps.items() if p.requires_grad}
+
     def combined_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters whose gradients `combine` needs loss by loss; the others follow the task alone."""
         return {}
 
-    def combine(self, gradients: dict[str, Gradients]) -> dict[str, list[Any]]:
+    def combine(self, gradients: dict[str, Gradients]) -> dict[str, Any]:
         """Change `gradients["task"]` in place; returns the diagnostics, a list per layer each."""
         raise NotImplementedError
 
@@ -92,8 +118,21 @@ class Method:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's step and what the method does around it; gradients are cleared."""
-        optimizer.step()
+        self.update(optimizer)
         optimizer.zero_grad()
+        self.steps += 1
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Change the parameters."""
+        optimizer.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs of the method beside the policy, the optimizer and `steps`."""
+        return dict(self.extras.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to a `state_dict`."""
+        self.extras.load_state_dict(state)
 
     def finish(self, folder: Path) -> None:
         """Undo wrapping, so that the policy is a stock one again; what is worth keeping goes into `folder`."""
@@ -115,7 +154,7 @@ class Method:
 
     def require_trainable_vlm(self) -> None:
         """Stop where lerobot has frozen the whole VLM, which leaves this method nothing to do."""
-        if not any(p.requires_grad for group, ps in self.adapter.groups().items() if group.startswith("vlm.") for p in ps.values()):
+        if not self.trained("vlm"):
             raise UserError(
                 f"method '{self.name}' trains the VLM, but the policy freezes all of it (train_expert_only is true, lerobot's "
                 "default); set policy.settings.train_expert_only=false, or use method.name=frozen"

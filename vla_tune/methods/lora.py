@@ -27,8 +27,8 @@ class LoRA(Method):
         ]
         self.freeze("vlm")
         self.config = LoraConfig(
-            r=self.settings.lora_rank,
-            lora_alpha=self.settings.lora_alpha,
+            r=self.settings.lora.rank,
+            lora_alpha=self.settings.lora.alpha,
             target_modules=rf"model\.text_model\.layers\.({'|'.join(map(re.escape, trained))})\..*\.({PROJECTIONS})",
         )
         inject_adapter_in_model(self.config, self.adapter.vlm)

@@ -43,14 +43,21 @@ try:
     import mujoco
     from lerobot.envs.configs import EnvConfig
     from lerobot.envs.configs import MetaworldEnv as MetaworldConfig
-    from lerobot.envs.metaworld import ACTION_DIM, DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS, MetaworldEnv
+    from lerobot.envs.metaworld import ACTION_DIM, DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS, TASK_POLICY_MAPPING, MetaworldEnv
     from lerobot.envs.utils import _LazyAsyncVectorEnv
+    from metaworld.policies import SawyerReachV3Policy
+
+    from vla_tune.rollout.touch import TOUCH_TASKS, TouchEnv
 except ModuleNotFoundError as missing:
     raise UserError(f"Meta-World is not installed (no module '{missing.name}'); pip install 'vla-tune[metaworld]'") from None
 except (ImportError, AttributeError, RuntimeError, OSError) as failure:  # mujoco.egl raises any of them without libEGL
     raise no_gl(failure) from None
 
 Observation = dict[str, NDArray[Any]]
+
+# lerobot's environment looks its instruction and its expert up here.
+TASK_DESCRIPTIONS.update(TOUCH_TASKS)
+TASK_POLICY_MAPPING.update(dict.fromkeys(TOUCH_TASKS, SawyerReachV3Policy))
 
 
 class FastMetaworldEnv(MetaworldEnv):  # type: ignore[misc]
@@ -60,7 +67,7 @@ class FastMetaworldEnv(MetaworldEnv):  # type: ignore[misc]
     them sets `render_observations` to false and calls `observe` when it wants one.
 
     Args:
-        task: a Meta-World task, such as `reach-v3`.
+        task: a Meta-World task, such as `reach-v3`, or one of ours, such as `touch-red`.
         observation_width, observation_height: the size of the pictures in observations.
         visualization_width, visualization_height: the size of the pictures that `render` returns, for videos.
         episode_length: the step limit, at most Meta-World's 500; `step` truncates there.
@@ -82,9 +89,12 @@ class FastMetaworldEnv(MetaworldEnv):  # type: ignore[misc]
     def _ensure_env(self) -> None:
         if self._env is not None:
             return
-        benchmark = _benchmark(self.task)
-        env = benchmark.train_classes[self.task](render_mode="rgb_array", camera_name=self.camera_name)
-        env.set_task(benchmark.train_tasks[0])
+        if self.task in TOUCH_TASKS:
+            env = TouchEnv(self.task.removeprefix("touch-"), render_mode="rgb_array", camera_name=self.camera_name)
+        else:
+            benchmark = _benchmark(self.task)
+            env = benchmark.train_classes[self.task](render_mode="rgb_array", camera_name=self.camera_name)
+            env.set_task(benchmark.train_tasks[0])
         if self.camera_name == "corner2":
             env.model.cam_pos[2] = [0.75, 0.075, 0.7]  # as lerobot places it
         env.reset()

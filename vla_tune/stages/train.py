@@ -17,7 +17,7 @@ from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint
 from vla_tune.training.export import export
 from vla_tune.training.loop import Loop
 from vla_tune.training.plan import show_plan
-from vla_tune.training.setup import make_loader, make_optimizer, make_start, show_groups
+from vla_tune.training.setup import make_loader, make_memory, make_optimizer, make_start, show_groups
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -41,7 +41,8 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     first = 0 if plan else _first_step(config, run, overwrite=overwrite, resume=resume)
     anchor, inputs = _anchor(config, run)
     start = make_start(config)
-    method = make_method(config.method.name, start.policy, anchor=anchor, settings=config.method)
+    memory = make_memory(config, start.base_vlm)
+    method = make_method(config.method.name, start.policy, anchor=anchor, settings=config.method, memory=memory)
     show_groups(start.policy, config.train.lr)
     if plan:
         show_plan(config, start, method)
@@ -64,12 +65,12 @@ def _make_loop(config: Config, start: Any, method: Any, folder: Path, first: int
     accelerator = Accelerator(step_scheduler_with_optimizer=False, cpu=config.device == "cpu")
     if accelerator.num_processes > 1:
         raise UserError("train runs in one process; start it without torchrun or accelerate launch")
-    optimizer, scheduler, clip_norm = make_optimizer(config, start.policy)
+    optimizer, scheduler, clip_norm = make_optimizer(config, method)
     loader = make_loader(config, start.dataset, first)
     _, optimizer, loader, scheduler = accelerator.prepare(start.policy, optimizer, loader, scheduler)
     torch.manual_seed(config.seed)
     if first:
-        load_checkpoint(folder, first, start.policy, optimizer, scheduler)
+        load_checkpoint(folder, first, method, optimizer, scheduler)
     return Loop(config, method, start.processors[0], cycle(loader), optimizer, scheduler, clip_norm, accelerator)
 
 

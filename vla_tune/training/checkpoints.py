@@ -12,25 +12,27 @@ from vla_tune.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from vla_tune.methods.base import Method
 
 KEPT = 2
 """How many checkpoints stay: the newest, and the one before it."""
 
 
 def save_checkpoint(
-    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
+    run: Path, step: int, method: Method, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
 ) -> None:
     """Write `run/checkpoints/<step>` under a temporary name, sync it, rename it, then drop the oldest."""
     from lerobot.common.train_utils import save_training_state
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file, save_model
 
     folder = run / "checkpoints"
     fresh, final = folder / f"{step}.new", folder / str(step)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        save_model(model, str(fresh / "model.safetensors"))
+        save_model(method.policy, str(fresh / "model.safetensors"))
+        save_file({name: tensor.contiguous() for name, tensor in method.state_dict().items()}, fresh / "method.safetensors")
         save_training_state(fresh, step, optimizer, scheduler)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -49,16 +51,18 @@ def finished(run: Path) -> list[int]:
 
 
 def load_checkpoint(
-    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
+    run: Path, step: int, method: Method, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
 ) -> None:
-    """Put weights, optimizer, schedule and random generators back to what they were after `step`."""
+    """Put weights, method, optimizer, schedule and random generators back to what they were after `step`."""
     from lerobot.common.train_utils import load_training_state
     from safetensors import SafetensorError
-    from safetensors.torch import load_model
+    from safetensors.torch import load_file, load_model
 
     folder = run / "checkpoints" / str(step)
     try:
-        load_model(model, folder / "model.safetensors", strict=True)
+        load_model(method.policy, folder / "model.safetensors", strict=True)
+        method.load_state_dict(load_file(folder / "method.safetensors"))
+        method.steps = step
         load_training_state(folder, optimizer, scheduler)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(

@@ -54,7 +54,8 @@ class Loop:
         self.method.policy.train()
         with self.accelerator.autocast():
             loss = self.method.backward(batch, self.accelerator.backward).item()
-        norm = self.accelerator.clip_grad_norm_(self.method.policy.parameters(), self.clip_norm).item()
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = self.accelerator.clip_grad_norm_(trained, self.clip_norm).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
         lr = self.scheduler.get_last_lr()[0]
@@ -84,7 +85,7 @@ class Loop:
                     log.write(json.dumps({"step": step, **row}) + "\n")
                     log.flush()
                 if step % train.checkpoint_every == 0 or step == train.steps or stopped:
-                    save_checkpoint(run, step, self.method.policy, self.optimizer, self.scheduler)
+                    save_checkpoint(run, step, self.method, self.optimizer, self.scheduler)
                 if stopped:
                     raise Interrupted(stopped[0])
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lerobot.processor import PolicyProcessorPipeline
 
     from vla_tune.config import Config
+    from vla_tune.methods.base import Method
+    from vla_tune.vqa.batches import Memory
 
 
 @dataclass
@@ -113,10 +115,22 @@ def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> DataLoade
     return loader
 
 
-def make_optimizer(config: Config, policy: SmolVLAPolicy) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR, float]:
+def make_memory(config: Config, base_vlm: str) -> Memory | None:
+    """The questions of the anchor split, for a method that goes on reading them; None for the others."""
+    from vla_tune.methods import method_class
+    from vla_tune.policies.loading import load_vlm
+    from vla_tune.vqa.batches import Memory
+    from vla_tune.vqa.dataset import vqa_questions
+
+    if not method_class(config.method.name).needs_memory:
+        return None
+    return Memory(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(base_vlm)[1], config.seed)
+
+
+def make_optimizer(config: Config, method: Method) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR, float]:
     """lerobot's optimizer and schedule presets of the policy with our steps, warm-up and rate; and its clipping norm."""
-    preset = policy.config.get_optimizer_preset()
-    schedule = policy.config.get_scheduler_preset()
+    preset = method.policy.config.get_optimizer_preset()
+    schedule = method.policy.config.get_scheduler_preset()
     floor = schedule.decay_lr / schedule.peak_lr
     schedule = dataclasses.replace(
         schedule,
@@ -125,7 +139,7 @@ def make_optimizer(config: Config, policy: SmolVLAPolicy) -> tuple[torch.optim.O
         num_warmup_steps=config.train.warmup_steps,
         num_decay_steps=config.train.steps,
     )
-    optimizer = dataclasses.replace(preset, lr=config.train.lr).build(policy.get_optim_params())
+    optimizer = dataclasses.replace(preset, lr=config.train.lr).build(method.parameter_groups(config.train.lr))
     return optimizer, schedule.build(optimizer, config.train.steps), preset.grad_clip_norm
 
 
