@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,35 @@ from vla_tune.artifacts import Artifact, read_artifact
 from vla_tune.errors import UserError
 
 
+ROBOT = "robot."
+"""What the names of the robot frames' statistics start with."""
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """The directions that each linear layer's inputs take on VQA samples, in the Hugging Face forward.
+
+    bases: float32 `[width, kept]` by an input's first reader, the strongest direction first.
+    values: the eigenvalues `[width]` that go with them. energy: the mean squared norm.
+    reads: linear layer to the first reader of its input.
+    tokens: how often each token of the vocabulary was read.
+    """
+
+    bases: dict[str, Tensor]
+    values: dict[str, Tensor]
+    energy: dict[str, float]
+    reads: dict[str, str]
+    tokens: Tensor
+
+
 @dataclass(frozen=True)
 class Anchor:
     """The residual stream's statistics over VQA samples, per decoder block, in both forward paths.
 
     mean, std: float32 `[width]` per block, in the policy's own prefix forward.
     stock_mean, stock_std: the same in the Hugging Face forward.
+    robot_mean, robot_std: in the policy's path over robot frames; None where the anchor was taken without any.
+    subspace: what its linear layers read.
     backbone: the digest of the VLM's weights that they were taken from.
     """
 
@@ -25,6 +49,9 @@ class Anchor:
     std: list[Tensor]
     stock_mean: list[Tensor]
     stock_std: list[Tensor]
+    robot_mean: list[Tensor] | None
+    robot_std: list[Tensor] | None
+    subspace: Subspace
     backbone: str
 
     @property
@@ -46,6 +73,8 @@ def load_anchor(path: str | Path) -> Anchor:
     tensors = load_file(folder / "anchor.safetensors")
     layers = range(int(artifact.metrics["layers"]))
 
+    robot = f"{ROBOT}layers.0.mean" in tensors
+
     def series(prefix: str, what: str) -> list[Tensor]:
         return [tensors[f"{prefix}layers.{layer}.{what}"] for layer in layers]
 
@@ -55,8 +84,26 @@ def load_anchor(path: str | Path) -> Anchor:
         std=series("", "std"),
         stock_mean=series("stock.", "mean"),
         stock_std=series("stock.", "std"),
+        robot_mean=series(ROBOT, "mean") if robot else None,
+        robot_std=series(ROBOT, "std") if robot else None,
+        subspace=_load_subspace(folder / "subspace.safetensors"),
         backbone=str(artifact.metrics["backbone"]),
     )
+
+
+def _load_subspace(file: Path) -> Subspace:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+        reads: dict[str, str] = json.loads(opened.metadata()["reads"])
+        firsts = sorted(set(reads.values()))
+        return Subspace(
+            bases={name: opened.get_tensor(f"{name}.basis") for name in firsts},
+            values={name: opened.get_tensor(f"{name}.values") for name in firsts},
+            energy={name: float(opened.get_tensor(f"{name}.energy")) for name in firsts},
+            reads=reads,
+            tokens=opened.get_tensor("tokens"),
+        )
 
 
 def check_compatible(anchor: Anchor, *, layers: int, width: int, backbone: str) -> None:

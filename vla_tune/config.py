@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vla_tune.console import warn
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import available, resource
 
@@ -66,10 +67,20 @@ class DataConfig:
 
 @dataclass
 class AnchorConfig:
-    """`samples` VQA questions of the manifest's anchor split; `path` names an anchor artifact to use instead."""
+    """What is taken from the VLM before it trains, over `samples` VQA questions of the manifest's anchor split.
+
+    frames: how many of the demonstrations' frames are read beside them, to tell how far the two overlap; 0: none.
+    energy: the share of its inputs' energy that the stored directions of each linear layer carry.
+    rank: the most directions that are stored of one layer. exact_width: wider layers are sketched, with this rank.
+    path: an anchor artifact to use instead.
+    """
 
     samples: int = 1000
     batch_size: int = 50
+    frames: int = 512
+    energy: float = 0.999
+    rank: int = 2048
+    exact_width: int = 4096
     path: str | None = None
 
 
@@ -168,6 +179,46 @@ class WiSEFTConfig:
 
 
 @dataclass
+class AegisConfig:
+    """The published rule, and what each open choice may be instead; docs/methods.md says more of every one.
+
+    preset: what the other options start from; `paper` is the only one, and their defaults are it.
+    anchor: the statistics to stay at, of VQA questions (`vqa`) or of the starting model on robot frames (`robot`).
+    path: the forward that the VQA statistics come from, the policy's own (`policy`) or the VLM's (`stock`).
+    tokens: those of the prefix that count, `all`, `image` or `text`.
+    whiten: divide each channel by the anchor's deviation.
+    group: what one projection spans, a `layer`, a `tensor` or the `model`.
+    project: the task's `gradient`, or the optimizer's `update`.
+    every: steps from one gradient of the penalty to the next; in between the last one is used.
+    local: the penalty of a block trains that block alone.
+    samples: how many tokens of a batch enter the penalty, drawn at random; 0: all.
+    """
+
+    preset: str = "paper"
+    anchor: str = "vqa"
+    path: str = "policy"
+    tokens: str = "all"
+    whiten: bool = False
+    group: str = "layer"
+    project: str = "gradient"
+    every: int = 1
+    local: bool = False
+    samples: int = 0
+
+
+@dataclass
+class SubspaceConfig:
+    """What of the VLM must not change.
+
+    energy: the share of the VQA inputs' energy that each layer's protected directions carry; at most `anchor.energy`.
+    project: `gradient`, `update` (the change that the optimizer makes) or `both`.
+    """
+
+    energy: float = 0.99
+    project: str = "both"
+
+
+@dataclass
 class MethodConfig:
     """`name` is one of `METHODS`; every other field holds the options of the method that it is called after."""
 
@@ -183,6 +234,8 @@ class MethodConfig:
     l2sp: L2SPConfig = field(default_factory=L2SPConfig)
     ewc: EWCConfig = field(default_factory=EWCConfig)
     wise_ft: WiSEFTConfig = field(default_factory=WiSEFTConfig)
+    subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
+    aegis: AegisConfig = field(default_factory=AegisConfig)
 
 
 @dataclass
@@ -218,6 +271,7 @@ class RolloutConfig:
 
     parallel: episodes whose policy calls share a batch.
     videos: how many episodes are kept as a video, the first of each task first.
+    probe: how many episodes, the first of each task first, are also run with a wrong and with an empty instruction.
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -228,6 +282,7 @@ class RolloutConfig:
     image_size: int = 64
     parallel: int = 10
     videos: int = 4
+    probe: int = 0
 
 
 @dataclass
@@ -253,12 +308,15 @@ class Config:
 AT_LEAST_ONE = (
     "anchor.samples",
     "anchor.batch_size",
+    "anchor.rank",
+    "anchor.exact_width",
     "method.lora.rank",
     "method.lora.alpha",
     "method.insulated.bins",
     "method.agem.samples",
     "method.agem.batch_size",
     "method.ewc.samples",
+    "method.aegis.every",
     "train.steps",
     "train.batch_size",
     "train.log_every",
@@ -273,7 +331,40 @@ AT_LEAST_ONE = (
     "rollout.image_size",
     "rollout.parallel",
 )
-AT_LEAST_ZERO = ("seed", "method.warmup.steps", "data.cache_mb", "train.warmup_steps", "rollout.first_seed", "rollout.videos")
+AT_LEAST_ZERO = (
+    "seed",
+    "anchor.frames",
+    "method.warmup.steps",
+    "method.aegis.samples",
+    "data.cache_mb",
+    "train.warmup_steps",
+    "rollout.first_seed",
+    "rollout.videos",
+    "rollout.probe",
+)
+
+CHOICES = {
+    "method.aegis.preset": ("paper",),
+    "method.aegis.anchor": ("vqa", "robot"),
+    "method.aegis.path": ("policy", "stock"),
+    "method.aegis.tokens": ("all", "image", "text"),
+    "method.aegis.group": ("layer", "tensor", "model"),
+    "method.aegis.project": ("gradient", "update"),
+}
+
+
+NOT_NEGATIVE = (
+    "method.full.vlm_lr",
+    "method.penalty.weight",
+    "method.distillation.weight",
+    "method.cotraining.weight",
+    "method.insulated.weight",
+    "method.l2sp.weight",
+    "method.ewc.weight",
+)
+"""Finite numbers from 0 on."""
+SHARES = ("method.cotraining.share", "method.insulated.share")
+"""Numbers above 0 and up to 1."""
 
 
 def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
@@ -283,23 +374,24 @@ def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
         UserError: unknown pipeline, unreadable YAML, unknown key, value of a wrong type or out of range.
 
     """
-    file = find_pipeline(pipeline)
+    file = find_file("pipelines", pipeline, "PIPELINE")
     values = {"name": file.stem, **read_yaml(file)}
     config = structured(Config, values, overrides or [], str(file))
     _check_values(config)
+    _warn_of_unused(config.method)
     return config
 
 
-def find_pipeline(pipeline: str) -> Path:
-    """The file of a shipped pipeline's name, or the path of a YAML file."""
-    if pipeline.endswith((".yaml", ".yml")) or "/" in pipeline:
-        if not Path(pipeline).is_file():
-            raise UserError(f"PIPELINE: there is no file {pipeline}")
-        return Path(pipeline)
-    if pipeline not in available("pipelines"):
-        hint = nearest(pipeline, available("pipelines"))
-        raise UserError(f"PIPELINE: there is no shipped pipeline '{pipeline}'; {hint} (or give the path of a YAML file)")
-    return resource("pipelines", f"{pipeline}.yaml")
+def find_file(kind: str, name: str, argument: str) -> Path:
+    """The file of a shipped name of a kind (`pipelines`, `studies`), or the path of a YAML file; `argument` asked for it."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not Path(name).is_file():
+            raise UserError(f"{argument}: there is no file {name}")
+        return Path(name)
+    if name not in available(kind):
+        hint = nearest(name, available(kind))
+        raise UserError(f"{argument}: there is no shipped {argument.lower()} '{name}'; {hint} (or give the path of a YAML file)")
+    return resource(kind, f"{name}.yaml")
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -392,7 +484,30 @@ def _check_values(config: Config) -> None:
         for key in keys:
             if value_of(config, key) < least:
                 raise UserError(f"{key}={value_of(config, key)}: must be at least {least}")
+    for key, choices in CHOICES.items():
+        if value_of(config, key) not in choices:
+            raise UserError(f"{key}={value_of(config, key)}: must be one of {', '.join(choices)}")
     if not 0 < config.train.lr < float("inf"):
         raise UserError(f"train.lr={config.train.lr}: must be a finite number above 0")
+    for key in NOT_NEGATIVE:
+        if not 0 <= value_of(config, key) < float("inf"):
+            raise UserError(f"{key}={value_of(config, key)}: must be a finite number, 0 or more")
+    for key in SHARES:
+        if not 0 < value_of(config, key) <= 1:
+            raise UserError(f"{key}={value_of(config, key)}: must be above 0 and at most 1")
+    if not 0 <= config.method.wise_ft.alpha <= 1:
+        raise UserError(f"method.wise_ft.alpha={config.method.wise_ft.alpha}: must be in 0..1")
     if config.method.name not in METHODS:
         raise UserError(f"method.name={config.method.name}: unknown method; {nearest(config.method.name, list(METHODS))}")
+
+
+def _warn_of_unused(method: MethodConfig) -> None:
+    """Options of a method that is not chosen do nothing, and whoever changed one should know."""
+    for section in dataclasses.fields(method):
+        options = getattr(method, section.name)
+        if section.name == method.name or not dataclasses.is_dataclass(options):
+            continue
+        for option in dataclasses.fields(options):
+            value = getattr(options, option.name)
+            if value != option.default:
+                warn(f"method.{section.name}.{option.name}={value} is not used: method.name is {method.name}")

@@ -12,15 +12,26 @@ from vla_tune.report.runs import read_json
 from vla_tune.resources import demo_vlm, resource
 
 READS = {
-    "anchor": ("device", "policy", "anchor.samples", "anchor.batch_size", "vqa.manifest"),
+    "anchor": (
+        "device",
+        "policy",
+        "data",
+        "anchor.samples",
+        "anchor.batch_size",
+        "anchor.frames",
+        "anchor.energy",
+        "anchor.rank",
+        "anchor.exact_width",
+        "vqa.manifest",
+    ),
     "train": ("seed", "device", "policy", "data", "method", "train", "vqa.manifest"),
     "eval-vqa": ("seed", "device", "policy", "vqa", "anchor.batch_size"),
     "eval-rollout": ("device", "rollout"),
-    "benchmark": ("seed", "device", "policy", "data", "method", "vqa.manifest", "train", "methods"),
+    "benchmark": ("seed", "device", "policy", "data", "vqa.manifest", "train", "methods"),
 }
-"""What each stage reads of the configuration; a change elsewhere does not make it stale."""
+"""What each stage reads of the configuration; a change elsewhere does not make it stale, nor one of another method's options."""
 SOURCES = {
-    "anchor": ("policy.path", "policy.base_vlm", "vqa.manifest"),
+    "anchor": ("policy.path", "policy.base_vlm", "data.manifest", "vqa.manifest"),
     "train": ("policy.path", "policy.base_vlm", "data.manifest"),
     "eval-vqa": ("policy.base_vlm", "vqa.manifest"),
     "eval-rollout": (),
@@ -31,14 +42,8 @@ FILE = "sources.json"
 """Where a run remembers these files' digests, by stage: artifacts do not record them."""
 
 
-def stale(folder: Path, stage: str, config: dict[str, Any], *, inputs: Path | None = None) -> str | None:
-    """Why a stage has to be made (again): absent, damaged, or made from something else; None where it can be kept.
-
-    Args:
-        folder: where the stage lies.
-        inputs: the run that its inputs lie in, where that is another folder.
-
-    """
+def stale(folder: Path, stage: str, config: dict[str, Any]) -> str | None:
+    """Why a stage in `folder` has to be made (again): absent, damaged, or made from something else; None where it can be kept."""
     if not (folder / stage / "artifact.json").is_file():
         return "not made yet"
     try:
@@ -53,14 +58,22 @@ def stale(folder: Path, stage: str, config: dict[str, Any], *, inputs: Path | No
     if moved:
         return f"made again: the files that {', '.join(moved)} names changed"
     for made_from in artifact.manifest["inputs"]:
-        if _digest_now(inputs or folder, made_from["stage"]) != made_from["digest"]:
+        own = folder / made_from["stage"]
+        from_elsewhere = made_from["stage"] == stage or not own.exists()  # a training of another run, say; ours may have been moved
+        if _digest_now(Path(made_from["path"]) if from_elsewhere else own, made_from["stage"]) != made_from["digest"]:
             return f"made again: its input {made_from['stage']} changed"
     return None
 
 
 def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that a stage reads, by dotted key."""
-    return {key: _value(config, key) for key in READS[stage]}
+    values = {key: _value(config, key) for key in READS[stage]}
+    return {key: own_options(value) if key == "method" else value for key, value in values.items()}
+
+
+def own_options(method: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's `method` without the other methods' options."""
+    return {key: value for key, value in method.items() if key in ("name", method["name"])}
 
 
 def sources(stage: str, config: dict[str, Any]) -> dict[str, str]:
@@ -84,9 +97,9 @@ def _source_digest(key: str, name: str) -> str:
     return table_digest(files_table(folder)) if folder.is_dir() else name
 
 
-def _digest_now(folder: Path, stage: str) -> str | None:
+def _digest_now(path: Path, stage: str) -> str | None:
     try:
-        return read_artifact(folder / stage, stage, "make reproduce").digest
+        return read_artifact(path, stage, "make reproduce").digest
     except UserError:
         return None
 

@@ -1,20 +1,27 @@
-"""The anchor: what the VLM's layers look like on VQA questions before anything is trained."""
+"""The anchor: what the VLM's layers look like, and what they read, on VQA questions before anything is trained."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from vla_tune.artifacts import Artifact, Draft
-from vla_tune.config import Config
-from vla_tune.console import say
+from vla_tune.anchors import ROBOT
+from vla_tune.artifacts import Artifact, Draft, write_json
+from vla_tune.config import AnchorConfig, Config
+from vla_tune.console import say, table
 from vla_tune.errors import UserError
+from vla_tune.geometry.subspace import rank_of, share_inside
 from vla_tune.policies import adapt
+from vla_tune.policies.inputs import LinearInputs, linears
 from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, new_policy, vlm_source
+from vla_tune.policies.smolvla import vlm_group_of
 from vla_tune.policies.weights import weights_digest
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.statistics import STOCK, policy_moments, stock_moments, tensors_of
@@ -23,7 +30,12 @@ if TYPE_CHECKING:
     from lerobot.configs import PolicyFeature
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
+    from vla_tune.geometry.gaussian import Moments
+
 FILE = "anchor.safetensors"
+SUBSPACE_FILE = "subspace.safetensors"
+ENERGIES = (0.9, 0.95, 0.99, 0.999)
+"""Where the overlap of VQA and robot features is reported."""
 
 
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
@@ -37,10 +49,14 @@ def _take(config: Config, draft: Draft) -> Artifact:
     questions = vqa_questions(config.vqa.manifest, "anchor", config.anchor.samples)
     policy, base = starting_policy(config)
     adapter = adapt(policy)
+    trained = [name for name, module in linears(adapter.vlm).items() if module.weight.requires_grad]
     vlm, processor = grafted_vlm(policy, base)
     moments = policy_moments(adapter, questions, config.anchor.batch_size)
     nn.Module.to(vlm, config.device)
-    stock = stock_moments(vlm, processor, questions, config.anchor.batch_size, "anchor, Hugging Face path")
+    read = _inputs(config.anchor)
+    with read.watching(vlm, trained):
+        stock = stock_moments(vlm, processor, questions, config.anchor.batch_size, "anchor, Hugging Face path", read)
+    robot, robot_read = _robot_frames(config, trained)
     identity = {
         "layers": len(moments),
         "stock_layers": len(stock),
@@ -48,17 +64,93 @@ def _take(config: Config, draft: Draft) -> Artifact:
         "backbone": weights_digest(adapter.vlm.state_dict()),
         "base": weights_digest(load_vlm(base)[0].state_dict()),
     }
-    tensors = {**tensors_of(moments), **tensors_of(stock, STOCK)}
+    tensors = {**tensors_of(moments), **tensors_of(stock, STOCK), **tensors_of(robot, ROBOT)}
     save_file(tensors, draft.path / FILE, metadata={name: str(value) for name, value in identity.items()})
+    layers = _save_subspace(draft.path, read, robot_read, config.anchor)
+    _show_subspace(layers)
     metrics = {
         "samples": len(questions),
         "tokens": moments[0].count,
         "stock_tokens": stock[0].count,
+        "robot_tokens": robot[0].count if robot else 0,
+        "subspace_bytes": (draft.path / SUBSPACE_FILE).stat().st_size,
         "seconds": round(time.perf_counter() - began, 2),
         **identity,
     }
     say(f"anchor: {len(moments)} layers of {adapter.width}, {moments[0].count} tokens of {len(questions)} questions")
     return draft.publish(config=config.to_dict(), inputs=[], metrics=metrics, device=config.device)
+
+
+def _inputs(config: AnchorConfig) -> LinearInputs:
+    return LinearInputs(config.exact_width, config.rank)
+
+
+def _robot_frames(config: Config, trained: list[str]) -> tuple[list[Moments], LinearInputs]:
+    """The same statistics over `anchor.frames` frames of the demonstrations; nothing where there are none."""
+    from vla_tune.policies.frames import frame_moments
+    from vla_tune.training.loop import as_floats
+    from vla_tune.training.setup import make_loader, make_start
+
+    read = _inputs(config.anchor)
+    if not config.anchor.frames or not (config.data.manifest or config.data.repo_id):
+        return [], read
+    # Of no seed and no training batch: an anchor serves all runs on the same data.
+    config = dataclasses.replace(config, seed=0, train=dataclasses.replace(config.train, batch_size=config.anchor.batch_size))
+    start = make_start(config)
+    adapter = adapt(start.policy.eval())
+    batches = (start.processors[0](as_floats(batch)) for batch in make_loader(config, start.dataset, 0))
+    with read.watching(adapter.vlm, trained):
+        return frame_moments(adapter, batches, -(-config.anchor.frames // config.anchor.batch_size), read), read
+
+
+def _save_subspace(folder: Path, read: LinearInputs, robot: LinearInputs, config: AnchorConfig) -> list[dict[str, Any]]:
+    """Write the kept eigenvectors, and per layer how much of it they are and how much of the robot's features they hold.
+
+    `{layer}.basis` (float32 `[width, kept]`, a direction a column, the strongest first), `{layer}.values` (float32, all
+    eigenvalues) and `{layer}.energy` by the first reader of an input, `tokens` (int64 `[vocabulary]`, how often each was
+    read); who reads which input is the metadata `reads`.
+    """
+    tensors: dict[str, Tensor] = {} if read.tokens is None else {"tokens": read.tokens.cpu()}
+    layers = []
+    for name, moment in read.moments.items():
+        values, vectors = moment.principal()
+        kept = min(rank_of(values, config.energy, moment.energy), config.rank)
+        tensors[f"{name}.basis"] = vectors[:, :kept].float().cpu().contiguous()
+        tensors[f"{name}.values"] = values.float().cpu()
+        tensors[f"{name}.energy"] = torch.tensor(moment.energy)
+        ranks = {str(energy): min(rank_of(values, energy, moment.energy), kept) for energy in ENERGIES}
+        seen = getattr(robot.moments.get(name), "total", None)
+        layers.append(
+            {
+                "layer": name,
+                "readers": [reader for reader, first in read.reads.items() if first == name],
+                "width": len(vectors),
+                "kept": kept,
+                "free": {energy: 1 - rank / len(vectors) for energy, rank in ranks.items()},
+                "overlap": {energy: None if seen is None else share_inside(seen, vectors[:, :rank]) for energy, rank in ranks.items()},
+            }
+        )
+    save_file(tensors, folder / SUBSPACE_FILE, metadata={"reads": json.dumps(read.reads)})
+    write_json(folder / "subspace.json", {"energies": list(ENERGIES), "layers": layers})
+    return layers
+
+
+def _show_subspace(layers: list[dict[str, Any]]) -> None:
+    """Means by the part of the VLM: what is left free, and how much of the robot's features is not."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        parts.setdefault(vlm_group_of(layer["layer"]), []).append(layer)
+
+    def mean(members: list[dict[str, Any]], what: str, energy: float) -> str:
+        values = [member[what][str(energy)] for member in members]
+        return "-" if None in values else f"{100 * sum(values) / len(values):.0f} %"
+
+    rows = [
+        [part, *(mean(members, "free", energy) for energy in ENERGIES), *(mean(members, "overlap", energy) for energy in ENERGIES)]
+        for part, members in parts.items()
+    ]
+    header = ["part", *(f"free at {energy}" for energy in ENERGIES), *(f"robot inside at {energy}" for energy in ENERGIES)]
+    table("subspace anchor: directions left free, and the share of robot features inside the protected ones", header, rows)
 
 
 def starting_policy(config: Config) -> tuple[SmolVLAPolicy, str]:

@@ -16,13 +16,16 @@ from torch import Tensor
 from vla_tune.console import progress
 from vla_tune.geometry.gaussian import Moments, wasserstein2
 from vla_tune.policies.smolvla import SmolVLAAdapter, Taps, residual_taps
-from vla_tune.vqa.answering import model_inputs, tokenizer_of
+from vla_tune.vqa.answering import tokenizer_of
+from vla_tune.vqa.batches import answered_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from PIL.Image import Image
     from transformers import SmolVLMForConditionalGeneration, SmolVLMProcessor
+
+    from vla_tune.policies.inputs import LinearInputs
 
 STOCK = "stock."
 """What the names of the Hugging Face path's statistics start with."""
@@ -51,18 +54,32 @@ def policy_moments(adapter: SmolVLAAdapter, questions: Dataset, batch_size: int)
 
 @torch.no_grad()
 def stock_moments(
-    vlm: SmolVLMForConditionalGeneration, processor: SmolVLMProcessor, questions: Dataset, batch_size: int, description: str
+    vlm: SmolVLMForConditionalGeneration,
+    processor: SmolVLMProcessor,
+    questions: Dataset,
+    batch_size: int,
+    description: str,
+    inputs: LinearInputs | None = None,
 ) -> list[Moments]:
-    """Moments of each block's output in the Hugging Face forward, over the image's tokens and the question's own."""
+    """Moments of each block's output in the Hugging Face forward, over the image's tokens and the question's own.
+
+    Args:
+        inputs: is told what each pass reads; these are all tokens but padding, the chat's frame and the right answer
+            included, for an answer depends on them too.
+
+    """
     totals: list[Moments] = []
     with progress(description, len(questions), "questions") as counter:
         for start in range(0, len(questions), batch_size):
-            batch = questions[start : start + batch_size]
-            inputs = model_inputs(processor, batch["image"], batch["question"]).to(vlm.device)
+            rows = list(range(start, min(start + batch_size, len(questions))))
+            batch = {name: value.to(vlm.device) for name, value in answered_inputs(processor, questions, rows).items() if name != "labels"}
+            ids = batch["input_ids"]
+            if inputs is not None:
+                inputs.expect(ids, batch["attention_mask"].bool(), vlm.get_input_embeddings().weight.shape[0])
             with residual_taps(vlm, Taps()) as taps:
-                vlm.model(**inputs, use_cache=False)
-            totals = _gather(totals, taps.states, image_and_question(inputs["input_ids"], processor))
-            counter.advance(len(batch["question"]))
+                vlm.model(**batch, use_cache=False)
+            totals = _gather(totals, taps.states, image_and_question(ids, processor))
+            counter.advance(len(rows))
     return totals
 
 

@@ -1,0 +1,134 @@
+"""Subspaces that hold what a linear layer reads: streaming second moments, their leading eigenvectors, projection.
+
+A linear layer y = W x gives the same outputs on every x in the span of U after any change of W with dW U = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class SecondMoment:
+    """The uncentred second moment of the vectors seen so far.
+
+    count: how many. total: sum of x x^T, float64 `[d, d]`.
+    """
+
+    count: int
+    total: Tensor
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device | str = "cpu") -> SecondMoment:
+        """Nothing seen yet."""
+        return cls(0, torch.zeros(width, width, dtype=torch.float64, device=device))
+
+    def update(self, x: Tensor) -> None:
+        """Add the rows of `x`, `[n, d]`. A batch is summed in its own precision, batches in float64."""
+        self.count += len(x)
+        self.total += x.T @ x
+
+    def merge(self, other: SecondMoment) -> SecondMoment:
+        """Of both together, exact up to float64 rounding."""
+        return SecondMoment(self.count + other.count, self.total + other.total)
+
+    @property
+    def energy(self) -> float:
+        """The mean squared norm."""
+        return float(self.total.trace()) / max(self.count, 1)
+
+    def principal(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues `[d]` of total / count, largest first, and eigenvectors `[d, d]`, a column each; float64."""
+        values, vectors = torch.linalg.eigh(self.total / max(self.count, 1))
+        return values.flip(0).clamp(min=0), vectors.flip(1)
+
+
+@dataclass
+class SketchedMoment:
+    """As `SecondMoment`, of bounded memory: Frequent Directions (Liberty, 2013) with `rank` rows.
+
+    The sketch B `[rows, d]`, at most 2 rank rows, has 0 <= X^T X - B^T B <= ||X||_F^2 / rank in every direction, so a kept
+    eigenvalue is never too large, and too small by no more than that.
+    """
+
+    rank: int
+    count: int
+    trace: float
+    rows: Tensor
+
+    @classmethod
+    def empty(cls, width: int, rank: int, device: torch.device | str = "cpu") -> SketchedMoment:
+        """Nothing seen yet."""
+        return cls(rank, 0, 0.0, torch.zeros(0, width, device=device))
+
+    def update(self, x: Tensor) -> None:
+        """Add the rows of `x`, `[n, d]`."""
+        self.count += len(x)
+        self.trace += float(x.double().square().sum())
+        for part in x.float().split(self.rank):
+            self.rows = torch.cat([self.rows, part])
+            if len(self.rows) > 2 * self.rank:
+                self._shrink()
+
+    def merge(self, other: SketchedMoment) -> SketchedMoment:
+        """Of both together; the bounds add up."""
+        both = SketchedMoment(self.rank, self.count + other.count, self.trace + other.trace, torch.cat([self.rows, other.rows]))
+        if len(both.rows) > 2 * both.rank:
+            both._shrink()
+        return both
+
+    @property
+    def energy(self) -> float:
+        """The mean squared norm, exact."""
+        return self.trace / max(self.count, 1)
+
+    def principal(self) -> tuple[Tensor, Tensor]:
+        """The leading `rank` (or fewer) eigenvalues and eigenvectors `[d, k]`; float64."""
+        if not len(self.rows):
+            return torch.zeros(0, dtype=torch.float64), torch.zeros(self.rows.shape[1], 0, dtype=torch.float64)
+        _, values, right = torch.linalg.svd(self.rows.double(), full_matrices=False)
+        return (values.square() / max(self.count, 1))[: self.rank], right[: self.rank].T
+
+    def _shrink(self) -> None:
+        """Rotate onto the right singular vectors and take the (rank + 1)th squared singular value from all."""
+        _, values, right = torch.linalg.svd(self.rows, full_matrices=False)
+        left = (values.square() - values[self.rank].square()).clamp(min=0).sqrt()
+        self.rows = (left[:, None] * right)[: self.rank]
+
+
+def rank_of(values: Tensor, energy: float, total: float) -> int:
+    """How many leading eigenvalues `[d]` it takes to carry the share `energy` of `total`; all of them where they do not."""
+    return min(int((values.cumsum(0) < energy * total).sum()) + 1, len(values)) if energy < 1 else len(values)
+
+
+def complement(basis: Tensor) -> Tensor:
+    """An orthonormal basis F `[d, d - k]` of what is orthogonal to the columns of U `[d, k]`."""
+    return torch.linalg.qr(basis.double(), mode="complete")[0][:, basis.shape[1] :].to(basis.dtype)
+
+
+def project_out(gradient: Tensor, basis: Tensor) -> Tensor:
+    """What is left of each row of a weight gradient outside the span of an orthonormal basis: G - (G U) U^T.
+
+    Args:
+        gradient: `[out, ...]`, its rows read as vectors of length d.
+        basis: U, `[d, k]`.
+
+    """
+    rows = gradient.reshape(len(gradient), -1)
+    return (rows - (rows @ basis) @ basis.T).reshape(gradient.shape)
+
+
+def project_on(gradient: Tensor, free: Tensor) -> Tensor:
+    """The same given the complement's basis F `[d, d - k]`, (G F) F^T: cheaper where fewer directions are free than kept."""
+    rows = gradient.reshape(len(gradient), -1)
+    return ((rows @ free) @ free.T).reshape(gradient.shape)
+
+
+def share_inside(moment: Tensor, basis: Tensor) -> float:
+    """The share of a second moment's energy `[d, d]` that lies in the span of an orthonormal basis `[d, k]`."""
+    basis = basis.to(moment.dtype)
+    total = float(moment.trace())
+    return float((basis * (moment @ basis)).sum()) / total if total else 0.0

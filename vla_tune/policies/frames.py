@@ -1,0 +1,46 @@
+"""What the starting policy's VLM looks like on the robot's own frames: the other side of every anchor."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vla_tune.console import progress
+from vla_tune.geometry.gaussian import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vla_tune.policies.inputs import LinearInputs
+    from vla_tune.policies.smolvla import SmolVLAAdapter
+
+
+@torch.no_grad()
+def frame_moments(adapter: SmolVLAAdapter, batches: Iterable[dict[str, Any]], count: int, inputs: LinearInputs) -> list[Moments]:
+    """Moments of each block's output over the image and instruction tokens of robot batches, in the policy's forward.
+
+    Args:
+        batches: preprocessed, as the policy's training forward takes them.
+        count: how many batches to read.
+        inputs: is told which tokens count.
+
+    """
+    totals: list[Moments] = []
+    with progress("anchor, robot frames", count, "batches") as counter:
+        for batch in islice(batches, count):
+            with adapter.taps() as taps:
+                # The mask is known when the prefix is embedded; the first block's norm is the first to run after that.
+                told = adapter.layers()[0].input_layernorm.register_forward_pre_hook(
+                    lambda *_, taps=taps: setattr(inputs, "mask", taps.mask)
+                )
+                try:
+                    adapter.policy.forward(batch)
+                finally:
+                    told.remove()
+            assert taps.mask is not None
+            seen = [Moments.of(state[taps.mask]) for state in taps.states]
+            totals = seen if not totals else [total.merge(new) for total, new in zip(totals, seen, strict=True)]
+            counter.advance()
+    return totals
