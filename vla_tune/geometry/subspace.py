@@ -95,13 +95,19 @@ class SketchedMoment:
     def _shrink(self) -> None:
         """Rotate onto the right singular vectors and take the (rank + 1)th squared singular value from all."""
         _, values, right = torch.linalg.svd(self.rows, full_matrices=False)
-        left = (values.square() - values[self.rank].square()).clamp(min=0).sqrt()
+        least = values[self.rank].square() if len(values) > self.rank else 0.0
+        left = (values.square() - least).clamp(min=0).sqrt()
         self.rows = (left[:, None] * right)[: self.rank]
 
 
 def rank_of(values: Tensor, energy: float, total: float) -> int:
-    """How many leading eigenvalues `[d]` it takes to carry the share `energy` of `total`; all of them where they do not."""
-    return min(int((values.cumsum(0) < energy * total).sum()) + 1, len(values)) if energy < 1 else len(values)
+    """How many leading eigenvalues `[d]` it takes to carry the share `energy` of `total`.
+
+    All of them where they do not; for an energy of 1, those that stand out from float32's rounding.
+    """
+    if energy >= 1:
+        return int((values > len(values) * torch.finfo(torch.float32).eps * values.max()).sum()) if len(values) else 0
+    return min(int((values.cumsum(0) < energy * total).sum()) + 1, len(values))
 
 
 def complement(basis: Tensor) -> Tensor:

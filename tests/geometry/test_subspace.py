@@ -1,0 +1,115 @@
+"""Second moments of layer inputs and the projections made from them, against numpy and by their defining properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_tune.geometry.subspace import SecondMoment, SketchedMoment, complement, project_on, project_out, rank_of, share_inside
+
+
+def rows(seed: int, count: int, width: int, rank: int | None = None) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    if rank is None:
+        return torch.from_numpy(rng.normal(size=(count, width)))
+    return torch.from_numpy(rng.normal(size=(count, rank)) @ rng.normal(size=(rank, width)))
+
+
+def moment(x: torch.Tensor) -> SecondMoment:
+    made = SecondMoment.empty(x.shape[1])
+    made.update(x)
+    return made
+
+
+def basis(seed: int, width: int, kept: int) -> torch.Tensor:
+    return torch.linalg.qr(rows(seed, width, width))[0][:, :kept]
+
+
+seeds, counts, widths = st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 12)
+
+
+@given(seeds, counts, widths, st.integers(0, 30))
+def test_parts_merge_into_the_whole(seed, count, width, cut):
+    x = rows(seed, count, width)
+    merged, whole = moment(x[:cut]).merge(moment(x[cut:])), moment(x)
+    assert merged.count == whole.count
+    assert torch.allclose(merged.total, whole.total)
+
+
+@given(seeds, counts, widths)
+def test_the_eigenvectors_are_those_of_numpy(seed, count, width):
+    x = rows(seed, count, width)
+    values, vectors = moment(x).principal()
+    expected = np.linalg.svd(x.numpy(), compute_uv=False) ** 2 / count
+    assert np.allclose(values.numpy()[: len(expected)], expected)
+    assert torch.allclose(vectors @ values.diag() @ vectors.T, x.T @ x / count, atol=1e-8)
+    assert moment(x).energy == pytest.approx(float(x.square().sum(1).mean()))
+
+
+@given(seeds, st.integers(1, 60), st.integers(2, 12), st.integers(1, 6), st.integers(1, 60))
+def test_a_sketch_is_never_too_large_and_too_small_by_no_more_than_its_bound(seed, count, width, rank, cut):
+    x = rows(seed, count, width)
+    sketch, other = SketchedMoment.empty(width, rank), SketchedMoment.empty(width, rank)
+    sketch.update(x[:cut])
+    other.update(x[cut:])
+    both = sketch.merge(other)
+    lost = x.T @ x - both.rows.double().T @ both.rows.double()
+    eigenvalues = torch.linalg.eigvalsh(lost)
+    scale = float(x.square().sum())
+    assert eigenvalues.min() >= -1e-5 * scale
+    assert eigenvalues.max() <= scale / rank * (1 + 1e-5)
+    assert both.energy == pytest.approx(scale / count)
+    assert len(both.principal()[0]) <= rank
+
+
+@given(seeds, st.integers(1, 8), st.integers(0, 12), widths)
+def test_what_is_left_is_orthogonal_to_the_basis(seed, out, kept, width):
+    kept = min(kept, width)
+    u, g = basis(seed, width, kept), rows(seed + 1, out, width)
+    left = project_out(g, u)
+    assert torch.allclose(left @ u, torch.zeros(out, kept, dtype=g.dtype), atol=1e-10)
+    assert torch.allclose(project_out(left, u), left, atol=1e-10)
+    assert left.norm() <= g.norm() * (1 + 1e-12)
+
+
+@given(seeds, st.integers(1, 8), st.integers(0, 12), widths)
+def test_the_free_side_projects_to_the_same(seed, out, kept, width):
+    kept = min(kept, width)
+    u, g = basis(seed, width, kept), rows(seed + 1, out, width)
+    assert torch.allclose(project_on(g, complement(u)), project_out(g, u), atol=1e-10)
+
+
+@given(seeds, counts, widths)
+def test_outputs_on_protected_inputs_stay(seed, count, width):
+    x = rows(seed, count, width, rank=max(1, width // 2))
+    values, vectors = moment(x).principal()
+    u = vectors[:, : rank_of(values, 1.0, float(values.sum()))]
+    change = project_out(rows(seed + 1, 3, width), u)
+    assert (change @ x.T).abs().max() <= 1e-3 * x.norm()
+
+
+def test_patches_are_rows_of_a_convolution():
+    g = rows(0, 4, 12).reshape(4, 3, 2, 2)
+    assert torch.equal(project_out(g, basis(1, 12, 5)), project_out(g.reshape(4, 12), basis(1, 12, 5)).reshape(g.shape))
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=10), st.floats(0, 0.999), st.floats(0, 0.999))
+def test_more_energy_takes_no_fewer_directions(values, one, other):
+    ordered = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
+    total = float(ordered.sum())
+    low, high = (rank_of(ordered, energy, total) for energy in sorted((one, other)))
+    assert 1 <= low <= high <= len(values)
+    assert float(ordered[:low].sum()) >= min(one, other) * total * (1 - 1e-12)
+
+
+def test_full_energy_leaves_out_what_is_rounding():
+    assert rank_of(torch.tensor([4.0, 1.0, 1e-9]), 1.0, 5.0) == 2
+
+
+@given(seeds, counts, widths, st.integers(0, 12))
+def test_shares_inside_a_subspace_and_outside_sum_to_one(seed, count, width, kept):
+    total, u = moment(rows(seed, count, width)).total, basis(seed + 1, width, min(kept, width))
+    assert share_inside(total, u) + share_inside(total, complement(u)) == pytest.approx(1)
