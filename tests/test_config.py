@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_tune.config import AT_LEAST_ONE, AT_LEAST_ZERO, METHODS, Config, load_config, structured, value_of
+from vla_tune.config import AT_LEAST_ONE, AT_LEAST_ZERO, CHOICES, METHODS, NOT_NEGATIVE, SHARES, Config, load_config, structured, value_of
 from vla_tune.errors import UserError
 
 
@@ -147,13 +147,39 @@ def test_the_learning_rate_is_a_finite_number_above_zero(pipeline, rate):
 
 
 def test_every_integer_field_has_a_lower_bound():
-    config = Config(name="")
-    sections = {
-        "": config,
-        **{f"{f.name}.": value for f in dataclasses.fields(config) if dataclasses.is_dataclass(value := getattr(config, f.name))},
-    }
-    integers = {f"{at}{f.name}" for at, section in sections.items() for f in dataclasses.fields(section) if f.type == "int"}
-    assert integers == {*AT_LEAST_ONE, *AT_LEAST_ZERO}
+    def integers(section, at=""):
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from integers(value, f"{at}{field.name}.")
+            elif field.type == "int":
+                yield f"{at}{field.name}"
+
+    assert set(integers(Config(name=""))) == {*AT_LEAST_ONE, *AT_LEAST_ZERO}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_choice_is_one_of_a_few(pipeline, key):
+    for choice in CHOICES[key]:
+        assert value_of(load_config(pipeline("seed: 1"), [f"{key}={choice}"]), key) == choice
+    assert refused(pipeline("seed: 1"), f"{key}=other") == f"{key}=other: must be one of {', '.join(CHOICES[key])}"
+
+
+@pytest.mark.parametrize("key", [*NOT_NEGATIVE, *SHARES, "method.wise_ft.alpha"])
+def test_weights_and_shares_have_their_range(pipeline, key):
+    least, most = (0.5, 1) if key in SHARES else (0, 1)
+    for value in (least, most):
+        assert value_of(load_config(pipeline("seed: 1"), [f"{key}={value}"]), key) == value
+    for value in ["-0.1", ".nan", ".inf", *(["0"] if key in SHARES else []), *(["1.1"] if key not in NOT_NEGATIVE else [])]:
+        assert f"{key}=" in refused(pipeline("seed: 1"), f"{key}={value}")
+
+
+def test_an_option_of_another_method_is_warned_of(pipeline, capsys):
+    file = pipeline("method: {name: full, lora: {rank: 4}, full: {vlm_lr: 0.5}}")
+    load_config(file)
+    assert capsys.readouterr().err == "warning: method.lora.rank=4 is not used: method.name is full\n"
+    load_config(file, ["method.name=lora", "method.full.vlm_lr=1"])
+    assert capsys.readouterr().err == ""
 
 
 names = st.text("abcdefgh-", min_size=1, max_size=8)

@@ -44,6 +44,8 @@ class Method:
     name: ClassVar[str]
     needs_anchor: ClassVar[bool] = False
     needs_memory: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    """Whether there is anything to optimise; without, the policy is done once the method is made."""
 
     def __init__(
         self, policy: PreTrainedPolicy, settings: MethodConfig, anchor: Anchor | None = None, memory: Memory | None = None
@@ -75,7 +77,7 @@ class Method:
         loss, _ = self.policy.forward(batch)
         return {"task": loss}
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:  # noqa: ARG002
         """What the optimizer is made with: torch's parameter groups, a learning rate where it is not `lr`."""
         return [{"params": [*self.policy.get_optim_params(), *self.extras.parameters()]}]
 
@@ -89,7 +91,7 @@ class Method:
         return {}
 
     def combine(self, gradients: dict[str, Gradients]) -> dict[str, Any]:
-        """Change `gradients["task"]` in place; returns the diagnostics, a list per layer each."""
+        """Change `gradients["task"]` in place; returns the diagnostics, a list per layer or one number each."""
         raise NotImplementedError
 
     def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:
@@ -159,6 +161,37 @@ class Method:
                 f"method '{self.name}' trains the VLM, but the policy freezes all of it (train_expert_only is true, lerobot's "
                 "default); set policy.settings.train_expert_only=false, or use method.name=frozen"
             )
+
+    def require_answers(self) -> None:
+        """Stop where the policy has cut the VLM, whose lower layers alone cannot answer questions."""
+        text: Any = self.adapter.vlm.config.text_config  # which goes on naming the depth of the whole VLM
+        here, whole = len(self.adapter.layers()), text.num_hidden_layers
+        if here < whole:
+            raise UserError(
+                f"method '{self.name}' reads the VLM's answers, but the policy has cut the VLM to {here} of its {whole} layers; "
+                "set policy.settings.num_vlm_layers=0 on a new policy, or use a method that asks no questions"
+            )
+
+    def require_questions(self, samples: int) -> None:
+        """Stop where the option `samples` asks for more questions than there are."""
+        if samples > len(self.memory.questions):
+            raise UserError(f"method.{self.name}.samples={samples}: vqa.manifest has {len(self.memory.questions)} questions to learn from")
+
+
+class Summed(Method):
+    """Methods whose loss is the task's plus `weight` times a second one, in one backward pass.
+
+    The step's figures show both, the second without its weight.
+    """
+
+    weight: float
+
+    def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:
+        losses = self.losses(batch)
+        self.diagnostics = {name: loss.item() for name, loss in losses.items()}
+        task, second = losses.values()
+        backward(task + self.weight * second)
+        return task.detach()
 
 
 def _take_gradients(parameters: dict[str, nn.Parameter]) -> Gradients:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -90,17 +90,32 @@ class SmolVLAAdapter:
             tokens, token_mask: `[batch, length]`, padded on the right.
 
         """
-        from lerobot.policies.common.vla_utils import make_att_2d_masks, resize_with_pad
+        from lerobot.policies.common.vla_utils import resize_with_pad
 
-        model, config = self.policy.model, self.policy.config
+        config = self.policy.config
         if config.resize_imgs_with_padding is not None:
             width, height = config.resize_imgs_with_padding
             images = resize_with_pad(images, height, width, pad_value=0)
         batch = images.shape[0]
         present = torch.ones(batch, dtype=torch.bool, device=images.device)
         state = torch.zeros(batch, config.max_state_dim, device=images.device)  # the mean state; nothing attends to it
+        return self._prefix([images * 2 - 1], [present], tokens, token_mask, state)
+
+    def batch_prefix(self, batch: dict[str, Any]) -> Taps:
+        """The same pass over the prefix of a batch that the policy's `forward` takes."""
+        from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+
+        images, present = self.policy.prepare_images(batch)
+        return self._prefix(
+            images, present, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK], self.policy.prepare_state(batch)
+        )
+
+    def _prefix(self, images: list[Tensor], present: list[Tensor], tokens: Tensor, token_mask: Tensor, state: Tensor) -> Taps:
+        from lerobot.policies.common.vla_utils import make_att_2d_masks
+
+        model = self.policy.model
         with self.taps() as taps:
-            embeddings, padding, blocks = model.embed_prefix([images * 2 - 1], [present], tokens, token_mask, state=state)
+            embeddings, padding, blocks = model.embed_prefix(images, present, tokens, token_mask, state=state)
             model.vlm_with_expert.forward(
                 attention_mask=make_att_2d_masks(padding, blocks),
                 position_ids=torch.cumsum(padding, dim=1) - 1,

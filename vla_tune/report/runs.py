@@ -143,7 +143,7 @@ def read_table(file: Path) -> list[Row]:
 
 def layer_series(metrics: list[Row]) -> dict[str, Any] | None:
     """The diagnostics over the steps that logged them, `{"steps": [...], name: [layer][step]}`; None without any."""
-    rows = [row for row in metrics if row.get("energy_shed")]
+    rows = [row for row in metrics if row.get("energy_shed") and isinstance(row["energy_shed"], list)]
     if not rows:
         return None
     series: dict[str, Any] = {"steps": [row["step"] for row in rows]}
@@ -154,7 +154,13 @@ def layer_series(metrics: list[Row]) -> dict[str, Any] | None:
 
 def mean_energy_shed(metrics: list[Row]) -> float | None:
     """The share of the task gradient's energy that projection removed, over logged steps and layers."""
-    return mean([value for row in metrics for value in row.get("energy_shed") or []])
+    return mean(logged(metrics, "energy_shed"))
+
+
+def logged(metrics: list[Row], name: str) -> list[float | None]:
+    """All values of a diagnostic: a step has one a layer, or one in all."""
+    values = [row.get(name) for row in metrics]
+    return [value for step in values for value in (step if isinstance(step, list) else [step])]
 
 
 def median_step_s(metrics: list[Row]) -> float | None:

@@ -13,6 +13,8 @@ from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
 from vla_tune.console import say
 from vla_tune.errors import UserError
 from vla_tune.methods import make_method, method_class
+from vla_tune.methods.wise_ft import finished_run
+from vla_tune.report.runs import logged, mean, mean_energy_shed, read_metrics
 from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint
 from vla_tune.training.export import export
 from vla_tune.training.loop import Loop
@@ -40,18 +42,21 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     target = run / "train"
     first = 0 if plan else _first_step(config, run, overwrite=overwrite, resume=resume)
     anchor, inputs = _anchor(config, run)
+    inputs += _tuned(config)
     start = make_start(config)
     memory = make_memory(config, start.base_vlm)
     method = make_method(config.method.name, start.policy, anchor=anchor, settings=config.method, memory=memory)
-    show_groups(start.policy, config.train.lr)
+    show_groups(method, config.train.lr)
     if plan:
         show_plan(config, start, method)
         return None
     draft = Draft(target, "train", overwrite=overwrite or resume, keep=first > 0)
     if not first:
         write_json(draft.path / "run.json", config.to_dict())
-    loop = _make_loop(config, start, method, draft.path, first)
-    loop.run(draft.path, first)
+    if method.trains:
+        _make_loop(config, start, method, draft.path, first).run(draft.path, first)
+    else:
+        (draft.path / "metrics.jsonl").touch()
     export(method, start, draft.path, target)
     return draft.publish(config=config.to_dict(), inputs=inputs, metrics=summary(draft.path / "metrics.jsonl"), device=config.device)
 
@@ -123,12 +128,17 @@ def _reopen(config: Config, target: Path, partial: Path) -> None:
 
 def _check_same(config: Config, folder: Path) -> None:
     """A resumed run must be the same run: every key that shapes it is compared."""
-    before, now = _flat(json.loads((folder / "run.json").read_text())), _flat(config.to_dict())
-    shaping = [key for key in {**before, **now} if key.split(".")[0] in ("seed", "policy", "data", "method", "train", "anchor")]
-    changed = [key for key in shaping if before.get(key) != now.get(key) and key not in [f"train.{free}" for free in FREE_ON_RESUME]]
-    if changed:
-        differences = ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
+    shaping = ("seed", "policy", "data", "method", "train", "anchor")
+    differences = _differences(json.loads((folder / "run.json").read_text()), config, shaping, [f"train.{key}" for key in FREE_ON_RESUME])
+    if differences:
         raise UserError(f"--resume: {differences}; resume with the same values, or give --overwrite to start again")
+
+
+def _differences(earlier: dict[str, Any], config: Config, sections: tuple[str, ...], free: list[str]) -> str:
+    """Where this configuration departs from an earlier run's, but for the keys that are `free`."""
+    before, now = _flat(earlier), _flat(config.to_dict())
+    compared = [key for key in {**before, **now} if key.split(".")[0] in sections and key not in free]
+    return ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in compared if before.get(key) != now.get(key))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -146,16 +156,26 @@ def _anchor(config: Config, run: Path) -> tuple[Anchor | None, list[dict[str, st
     return anchor, [anchor.artifact.as_input()]
 
 
+def _tuned(config: Config) -> list[dict[str, str]]:
+    """The finished run that a method without training works on; it must have started as this one does."""
+    if method_class(config.method.name).trains:
+        return []
+    artifact = finished_run(config.method)
+    differences = _differences(artifact.config, config, ("policy", "data"), ["data.cache_mb"])
+    if differences:
+        raise UserError(f"method.wise_ft.path={artifact.path}: that run is another start: {differences}; give the same values")
+    return [artifact.as_input()]
+
+
 def summary(metrics: Path) -> dict[str, Any]:
-    """The run's headline figures from its log rows: last loss, median step time, mean energy shed (None if nothing is projected)."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    shed = [value for row in rows for value in row.get("energy_shed", []) if value is not None]
-    projected = [value for row in rows for value in row.get("projected", []) if value is not None]
+    """The run's headline figures from its log rows, None where there is none: last loss, median step time, mean energy shed."""
+    rows = read_metrics(metrics)
+    last = rows[-1] if rows else {"step": 0, "loss": None}
     return {
-        "steps": rows[-1]["step"],
-        "loss": rows[-1]["loss"],
-        "step_s": statistics.median(row["step_s"] for row in rows),
-        "data_s": statistics.median(row["data_s"] for row in rows),
-        "energy_shed": statistics.fmean(shed) if shed else None,
-        "projected": statistics.fmean(projected) if projected else None,
+        "steps": last["step"],
+        "loss": last["loss"],
+        "step_s": statistics.median(row["step_s"] for row in rows) if rows else None,
+        "data_s": statistics.median(row["data_s"] for row in rows) if rows else None,
+        "energy_shed": mean_energy_shed(rows),
+        "projected": mean(logged(rows, "projected")),
     }

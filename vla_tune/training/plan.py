@@ -21,10 +21,11 @@ def show_plan(config: Config, start: Start, method: Method) -> None:
 
     Activations are measured: the bytes that autograd keeps in one forward pass of two samples, scaled to the batch.
     """
-    trained = sum(p.numel() * p.element_size() for p in start.policy.parameters() if p.requires_grad)
+    optimized = [*start.policy.parameters(), *method.extras.parameters()]
+    trained = sum(p.numel() * p.element_size() for p in optimized if p.requires_grad)
     shared = sum(p.numel() * p.element_size() for p in method.combined_parameters().values())
     sizes = {
-        "parameters": sum(p.numel() * p.element_size() for p in start.policy.parameters()),
+        "parameters": sum(p.numel() * p.element_size() for p in optimized),
         "gradients": trained,
         f"second gradients ({method.name})": shared,
         "optimizer state (two moments)": 2 * trained,

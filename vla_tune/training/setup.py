@@ -13,7 +13,6 @@ from vla_tune.console import say, table
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
 from vla_tune.data.memory import MemoryDataset, megabytes
 from vla_tune.errors import UserError
-from vla_tune.policies import adapt
 from vla_tune.policies.loading import check_device, load_policy, load_processors, new_policy, vlm_source
 
 if TYPE_CHECKING:
@@ -143,12 +142,15 @@ def make_optimizer(config: Config, method: Method) -> tuple[torch.optim.Optimize
     return optimizer, schedule.build(optimizer, config.train.steps), preset.grad_clip_norm
 
 
-def show_groups(policy: SmolVLAPolicy, lr: float) -> None:
-    """The table of what trains, group by group."""
+def show_groups(method: Method, lr: float) -> None:
+    """The table of what trains, group by group, each with its learning rate."""
+    rates = {id(p): group.get("lr", lr) for group in method.parameter_groups(lr) for p in group["params"]}
+    extras = {f"{name} (beside the policy)": dict(module.named_parameters()) for name, module in method.extras.named_children()}
     rows = []
-    for name, parameters in adapt(policy).groups().items():
+    for name, parameters in {**method.adapter.groups(), **extras}.items():
         trained = [p for p in parameters.values() if p.requires_grad]
         size, count = sum(p.numel() for p in parameters.values()), sum(p.numel() for p in trained)
         state = "frozen" if not trained else "trains" if count == size else "in part"
-        rows.append([name, str(len(parameters)), f"{size:,}", f"{count:,}", f"{lr:g}" if trained else "-", state])
+        rate = f"{rates[id(trained[0])]:g}" if trained else "-"
+        rows.append([name, str(len(parameters)), f"{size:,}", f"{count:,}", rate, state])
     table("what trains", ["group", "tensors", "parameters", "trained", "lr", ""], rows)

@@ -1,0 +1,35 @@
+"""Anchor-Align (arXiv 2607.13429): on the robot's own batches, the hidden states of the VLM as it was are the target."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vla_tune.methods.base import Summed
+from vla_tune.policies import adapt
+
+
+class Distillation(Summed):
+    """Task plus the mean squared distance, block by block, to the hidden states of a frozen copy of the VLM."""
+
+    name: ClassVar[str] = "distillation"
+
+    def prepare(self) -> None:
+        self.require_trainable_vlm()
+        self.weight = self.settings.distillation.weight
+        expert = self.policy.model.vlm_with_expert.lm_expert
+        # Only the prefix runs in the copy, so it shares the expert; its own state projection no token of interest attends to.
+        self._teacher = adapt(copy.deepcopy(self.policy, {id(expert): expert}))
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        with self.adapter.taps() as taps:
+            task = super().losses(batch)
+        with torch.no_grad():
+            target = self._teacher.batch_prefix(batch)
+        mask = taps.mask
+        assert mask is not None
+        blocks = [(now[mask].float() - then[mask].float()).square().mean() for now, then in zip(taps.states, target.states, strict=True)]
+        return {**task, "distance": torch.stack(blocks).mean()}

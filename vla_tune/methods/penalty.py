@@ -1,0 +1,33 @@
+"""AEGIS's penalty (arXiv 2604.16067) as what it looks like: a term of the loss, not a direction to project out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vla_tune.geometry.gaussian import batch_moments, wasserstein2
+from vla_tune.methods.base import Summed
+
+
+class Penalty(Summed):
+    """Task plus the squared Wasserstein-2 distance of this batch's residual stream to the anchor, a channel."""
+
+    name: ClassVar[str] = "penalty"
+    needs_anchor: ClassVar[bool] = True
+
+    def prepare(self) -> None:
+        self.require_trainable_vlm()
+        self.weight = self.settings.penalty.weight
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        with self.adapter.taps() as taps:
+            task = super().losses(batch)
+        assert taps.mask is not None
+        assert self.anchor is not None
+        layers = []
+        for states, mean, std in zip(taps.states, self.anchor.mean, self.anchor.std, strict=True):
+            now = batch_moments(states, taps.mask)
+            layers.append(wasserstein2(*now, mean.to(states.device), std.to(states.device), whiten=self.settings.penalty.whiten))
+        return {**task, "penalty": torch.stack(layers).sum() / self.adapter.width}
