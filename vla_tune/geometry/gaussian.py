@@ -79,9 +79,25 @@ def batch_moments(x: Tensor, mask: Tensor, eps: float = EPS) -> tuple[Tensor, Te
     return mean, ((tokens - mean).square().mean(0) + eps).sqrt()
 
 
-def wasserstein2(mean: Tensor, std: Tensor, mean_a: Tensor, std_a: Tensor) -> Tensor:
+def sample_tokens(mask: Tensor, count: int, seed: int) -> Tensor:
+    """The mask with `count` of its true entries left, drawn without replacement; all of them where there are no more."""
+    places = mask.reshape(-1).nonzero().squeeze(1)
+    drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:count]
+    kept = torch.zeros_like(mask).reshape(-1)
+    kept[places[drawn.to(places.device)]] = True
+    return kept.reshape(mask.shape)
+
+
+def wasserstein2(mean: Tensor, std: Tensor, mean_a: Tensor, std_a: Tensor, *, whiten: bool = False) -> Tensor:
     """Squared 2-Wasserstein distance of two diagonal Gaussians, ||mean - mean_a||^2 + ||std - std_a||^2, summed over `[..., d]`.
 
     AEGIS (arXiv 2604.16067) uses this closed form as its penalty of one layer.
+
+    Args:
+        whiten: of the Gaussians in units of `std_a`, so that a channel's scale has no part in it.
+
     """
-    return ((mean - mean_a).square() + (std - std_a).square()).sum(-1)
+    shift, spread = mean - mean_a, std - std_a
+    if whiten:
+        shift, spread = shift / std_a, spread / std_a
+    return (shift.square() + spread.square()).sum(-1)

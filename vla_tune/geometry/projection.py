@@ -49,6 +49,21 @@ def remove_conflict(task: Sequence[Tensor], anchor: Sequence[Tensor]) -> Conflic
     return Conflict(cosine, projected=True, energy_shed=cosine**2)
 
 
+@torch.no_grad()
+def remove_conflict_each(task: Sequence[Tensor], anchor: Sequence[Tensor]) -> Conflict:
+    """`remove_conflict` in each pair of tensors on its own; the figures are those of all of them together."""
+    dot, task_square, anchor_square = _inner(task, anchor), _inner(task, task), _inner(anchor, anchor)
+    squares = [_inner([t], [t]) for t in task]
+    parts = [remove_conflict([t], [a]) for t, a in zip(task, anchor, strict=True)]
+    if task_square == 0.0 or anchor_square == 0.0:
+        return Conflict(0.0, projected=False, energy_shed=0.0)
+    return Conflict(
+        dot / (task_square**0.5 * anchor_square**0.5),
+        projected=any(part.projected for part in parts),
+        energy_shed=sum(part.energy_shed * square for part, square in zip(parts, squares, strict=True)) / task_square,
+    )
+
+
 def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     """The inner product of two concatenated vectors, in float64."""
     products = [torch.dot(a.reshape(-1).double(), b.reshape(-1).double()) for a, b in zip(left, right, strict=True)]

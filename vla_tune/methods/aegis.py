@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.console import say
-from vla_tune.geometry.gaussian import batch_moments, wasserstein2
-from vla_tune.geometry.projection import remove_conflict
+from vla_tune.errors import UserError
+from vla_tune.geometry.gaussian import batch_moments, sample_tokens, wasserstein2
+from vla_tune.geometry.projection import remove_conflict, remove_conflict_each
 from vla_tune.methods.base import Gradients, Method
+from vla_tune.policies.smolvla import Taps
+
+_PULL = "pull."
+"""What the names of the penalty's kept gradient start with in a checkpoint."""
 
 
 class Aegis(Method):
@@ -18,7 +23,7 @@ class Aegis(Method):
 
     The penalty is the squared Wasserstein-2 distance of this batch's residual stream to the anchor, summed over the
     blocks. Its gradient is never added: it only says which direction of each block's task gradient must go. Only
-    decoder blocks are projected; embeddings, connector and expert follow the task.
+    decoder blocks are projected; embeddings, connector and expert follow the task. `AegisConfig` holds the variants.
     """
 
     name: ClassVar[str] = "aegis"
@@ -26,6 +31,9 @@ class Aegis(Method):
 
     def prepare(self) -> None:
         self.require_trainable_vlm()
+        self.options = self.settings.aegis
+        self._statistics = self._chosen_statistics()
+        self._pull: Gradients = {}  # the penalty's gradient
         groups = self.adapter.groups()
         self._layers: dict[int, dict[str, nn.Parameter]] = {}
         frozen = []
@@ -41,30 +49,93 @@ class Aegis(Method):
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         with self.adapter.taps() as taps:
             loss, _ = self.policy.forward(batch)
-        assert taps.mask is not None
-        assert self.anchor is not None
-        penalty = []
-        for states, mean, std in zip(taps.states, self.anchor.mean, self.anchor.std, strict=True):
-            now = batch_moments(states, taps.mask)
-            penalty.append(wasserstein2(*now, mean.to(states.device), std.to(states.device)))
+        fresh = self.steps % self.options.every == 0
+        with torch.set_grad_enabled(fresh):
+            penalty = self._penalty(taps)
         self._drift = [w2.item() for w2 in penalty]
+        if not fresh:
+            return {"task": loss}
+        if self.options.local:
+            return {"task": loss, **{f"anchor.{layer}": penalty[layer] for layer in self._layers}}
         return {"task": loss, "anchor": torch.stack(penalty).sum()}
 
     def combined_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for layer in self._layers.values() for name, p in layer.items()}
 
+    def reached_by(self, loss: str) -> dict[str, nn.Parameter]:
+        """A block's own parameters reach its output through the block alone: autograd goes no further down for them."""
+        return self._layers[int(loss.removeprefix("anchor."))] if self.options.local else self.combined_parameters()
+
     def combine(self, gradients: dict[str, Gradients]) -> dict[str, list[Any]]:
-        """Project each block's task gradient; diagnostics hold None for a frozen block. Drift is W2^2 / width."""
-        shown: dict[str, list[Any]] = {"cosine": [], "projected": [], "energy_shed": [], "drift": []}
-        for layer, drift in enumerate(self._drift):
-            shown["drift"].append(drift / self.adapter.width)
-            if layer not in self._layers:
-                for key in ("cosine", "projected", "energy_shed"):
-                    shown[key].append(None)
-                continue
-            names = list(self._layers[layer])
-            conflict = remove_conflict([gradients["task"][n] for n in names], [gradients["anchor"][n] for n in names])
-            shown["cosine"].append(conflict.cosine)
-            shown["projected"].append(int(conflict.projected))
-            shown["energy_shed"].append(conflict.energy_shed)
+        """Project the task gradient, or keep the penalty's for `update`. Drift is the penalty / width."""
+        fresh = {name: g for loss, part in gradients.items() if loss != "task" for name, g in part.items()}
+        self._pull = fresh or self._pull
+        drift = {"drift": [w2 / self.adapter.width for w2 in self._drift]}
+        return drift if self.options.project == "update" else {**self._project(gradients["task"]), **drift}
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's step, which where updates are projected loses what raises the penalty to first order."""
+        if self.options.project == "gradient":
+            super().update(optimizer)
+            return
+        trained = self.combined_parameters()
+        before = {name: p.detach().clone() for name, p in trained.items()}
+        super().update(optimizer)
+        with torch.no_grad():
+            descent = {name: before[name] - p for name, p in trained.items()}
+            self.diagnostics |= self._project(descent)
+            for name, p in trained.items():
+                p.add_(before[name] - p - descent[name])  # adds exact zeros where nothing was projected
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**super().state_dict(), **{f"{_PULL}{name}": g for name, g in self._pull.items()}}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        trained = self.combined_parameters()
+        kept = {name.removeprefix(_PULL): g for name, g in state.items() if name.startswith(_PULL)}
+        self._pull = {name: g.to(trained[name].device) for name, g in kept.items()}
+        super().load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(_PULL)})
+
+    def _chosen_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Mean and deviation to stay at, block by block."""
+        anchor, options = self.anchor, self.options
+        assert anchor is not None
+        if options.anchor == "vqa":
+            stock = options.path == "stock"
+            means, stds = (anchor.stock_mean, anchor.stock_std) if stock else (anchor.mean, anchor.std)
+            return list(zip(means, stds, strict=True))
+        if options.path == "stock":
+            raise UserError("method.aegis.path=stock: robot frames are read in the policy's path alone; leave it at policy")
+        if anchor.robot_mean is None or anchor.robot_std is None:
+            raise UserError(
+                f"method.aegis.anchor=robot: the anchor {anchor.artifact.path} holds no statistics of robot frames; "
+                "make it with anchor.frames above 0"
+            )
+        return list(zip(anchor.robot_mean, anchor.robot_std, strict=True))
+
+    def _penalty(self, taps: Taps) -> list[Tensor]:
+        """Of each block, the squared distance of this batch's tokens to the anchor."""
+        mask = taps.counted(self.options.tokens)
+        if self.options.samples:
+            mask = sample_tokens(mask, self.options.samples, seed=self.steps)
+        penalty = []
+        for states, (mean, std) in zip(taps.states, self._statistics, strict=True):
+            now = batch_moments(states, mask)
+            penalty.append(wasserstein2(*now, mean.to(states.device), std.to(states.device), whiten=self.options.whiten))
+        return penalty
+
+    def _project(self, descent: Gradients) -> dict[str, list[Any]]:
+        """Take the conflict with the penalty's gradient out of `descent`, in place; diagnostics hold None for a frozen block."""
+        remove = remove_conflict_each if self.options.group == "tensor" else remove_conflict
+        spans = [list(self._layers)] if self.options.group == "model" else [[layer] for layer in self._layers]
+        shown: dict[str, list[Any]] = {key: [None] * len(self._drift) for key in ("cosine", "projected", "energy_shed")}
+        for span in spans:
+            names = [name for layer in span for name in self._layers[layer]]
+            conflict = remove([descent[n] for n in names], [self._pull[n] for n in names])
+            for layer in span:
+                shown["cosine"][layer] = conflict.cosine
+                shown["projected"][layer] = int(conflict.projected)
+                shown["energy_shed"][layer] = conflict.energy_shed
+        if self.options.every == 1:
+            self._pull = {}  # as large as the blocks are; nobody needs it until the next backward pass
         return shown

@@ -90,6 +90,10 @@ class Method:
         """The parameters whose gradients `combine` needs loss by loss; the others follow the task alone."""
         return {}
 
+    def reached_by(self, loss: str) -> dict[str, nn.Parameter]:  # noqa: ARG002
+        """Those of the `combined_parameters` that a loss other than the task's gives a gradient to."""
+        return self.combined_parameters()
+
     def combine(self, gradients: dict[str, Gradients]) -> dict[str, Any]:
         """Change `gradients["task"]` in place; returns the diagnostics, a list per layer or one number each."""
         raise NotImplementedError
@@ -107,12 +111,12 @@ class Method:
         losses = self.losses(batch)
         task = losses.pop("task")
         backward(task, retain_graph=bool(losses))
-        if losses:
-            shared = self.combined_parameters()
+        if shared := self.combined_parameters():
             gradients = {"task": _take_gradients(shared)}
             for number, (name, loss) in enumerate(losses.items(), start=1):
-                backward(loss, retain_graph=number < len(losses), inputs=list(shared.values()))
-                gradients[name] = _take_gradients(shared)
+                reached = self.reached_by(name)
+                backward(loss, retain_graph=number < len(losses), inputs=list(reached.values()))
+                gradients[name] = _take_gradients(reached)
             self.diagnostics = self.combine(gradients)
             for name, parameter in shared.items():
                 parameter.grad = gradients["task"][name]

@@ -29,10 +29,21 @@ class Taps:
 
     states: the output of each decoder block on the prefix, `[batch, tokens, width]` each, blocks from 0.
     mask: which of these tokens are image or question, `[batch, tokens]` (policy path only).
+    text: where the question stands among the tokens (policy path only).
     """
 
     states: list[Tensor] = field(default_factory=list)
     mask: Tensor | None = None
+    text: slice = slice(0)
+
+    def counted(self, tokens: str) -> Tensor:
+        """The `mask` (`all`), or what of it is `image` or `text`."""
+        assert self.mask is not None
+        if tokens == "all":
+            return self.mask
+        text = torch.zeros_like(self.mask)
+        text[:, self.text] = True
+        return self.mask & (text if tokens == "text" else ~text)
 
 
 class SmolVLAAdapter:
@@ -72,6 +83,7 @@ class SmolVLAAdapter:
 
         def recording(images: object, img_masks: object, lang_tokens: Tensor, lang_masks: Tensor, state: Tensor) -> tuple[Tensor, ...]:
             embeddings, padding, blocks = embed_prefix(images, img_masks, lang_tokens, lang_masks, state=state)
+            taps.text = _question(blocks, lang_tokens)
             taps.mask = _image_and_question(padding, blocks, lang_tokens, self._bos)
             return embeddings, padding, blocks
 
@@ -170,11 +182,16 @@ def vlm_group_of(name: str) -> str:
     raise AssertionError(f"no group for the VLM parameter {name}")
 
 
+def _question(blocks: Tensor, tokens: Tensor) -> slice:
+    """Where the question stands in the prefix: last, before the state, which opens an attention block."""
+    state = int(blocks[0].int().argmax())
+    return slice(state - tokens.shape[1], state)
+
+
 def _image_and_question(padding: Tensor, blocks: Tensor, tokens: Tensor, bos: int | None) -> Tensor:
-    """Prefix tokens that are image or text: neither padding, nor the state (it opens an attention block), nor BOS."""
+    """Prefix tokens that are image or text: neither padding, nor the state, nor BOS."""
     mask = padding & ~blocks.bool()
     if bos is not None:
-        state = int(blocks[0].int().argmax())
         mask = mask.clone()
-        mask[:, state - tokens.shape[1] : state] &= tokens != bos
+        mask[:, _question(blocks, tokens)] &= tokens != bos
     return mask
