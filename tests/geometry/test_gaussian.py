@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_tune.geometry.gaussian import Moments, batch_moments, wasserstein2
+from vla_tune.geometry.gaussian import Moments, batch_moments, sample_tokens, wasserstein2
 
 seeds = st.integers(0, 2**31 - 1)
 quick = settings(max_examples=40, deadline=None)
@@ -64,6 +64,35 @@ def test_distance_is_symmetric_and_zero_only_where_equal(one, other):
 
 def test_distance_by_hand():
     assert wasserstein2(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0]), torch.tensor([1.0, 3.0])) == 13
+
+
+@quick
+@given(seeds, st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4))
+def test_whitened_a_channels_scale_has_no_part(seed, scales):
+    a, b = rows(seed, 2, 4).abs(), rows(seed + 1, 2, 4).abs()
+    scale = torch.tensor(scales, dtype=torch.float64)
+    plain, scaled = (wasserstein2(a[0] * c, a[1] * c, b[0] * c, b[1] * c, whiten=True) for c in (torch.ones(4), scale))
+    torch.testing.assert_close(plain, scaled, rtol=1e-9, atol=0)
+    torch.testing.assert_close(plain, wasserstein2(a[0] / b[1], a[1] / b[1], b[0] / b[1], torch.ones(4)), rtol=1e-9, atol=1e-12)
+
+
+@quick
+@given(seeds, st.integers(1, 30), st.integers(0, 2**40))
+def test_sampled_tokens_are_some_of_the_masks_and_the_same_again(seed, count, step):
+    mask = torch.rand(3, 8, generator=torch.Generator().manual_seed(seed)) < 0.6
+    kept = sample_tokens(mask, count, step)
+    assert not (kept & ~mask).any()
+    assert kept.sum() == min(count, int(mask.sum()))
+    assert torch.equal(kept, sample_tokens(mask, count, step))
+    assert kept.shape == mask.shape
+
+
+def test_other_steps_draw_other_tokens_and_each_as_often():
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    mask[0, 0] = False
+    often = torch.stack([sample_tokens(mask, 5, step) for step in range(2000)]).double().mean(0)
+    assert often[0, 0] == 0
+    assert (often[mask] - 5 / 19).abs().max() < 0.05
 
 
 @quick

@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vla_tune.geometry.projection import remove_conflict
+from vla_tune.geometry.projection import remove_conflict, remove_conflict_each
 
 seeds = st.integers(0, 2**31 - 1)
 shapes = st.lists(st.sampled_from([(3,), (4, 5), (2, 3, 2), (1,)]), min_size=1, max_size=4)
@@ -98,3 +98,36 @@ def test_bfloat16_gradients_are_summed_in_full_precision():
     anchor = (-0.1 * task.float() + torch.randn(200_000, generator=generator)).bfloat16()
     expected = cosine([task], [anchor])
     assert abs(remove_conflict([task], [anchor]).cosine - expected) < 1e-9
+
+
+@given(seeds, seeds, shapes)
+@settings(deadline=None)
+def test_with_the_anchors_own_part_it_is_pcgrad(seed, other, shapes):
+    """PCGrad (arXiv 2001.06782) of two objectives projects each on the other's normal plane and adds; AEGIS keeps one half."""
+    from torchjd.aggregation import PCGrad
+
+    task, anchor = (gradients(s, shapes, dtype=torch.float64) for s in (seed, other))
+    wanted = PCGrad()(torch.stack([flat(task), flat(anchor)]))
+    projected_task, projected_anchor = [t.clone() for t in task], [a.clone() for a in anchor]
+    remove_conflict(projected_task, anchor)
+    remove_conflict(projected_anchor, task)
+    torch.testing.assert_close(flat(projected_task) + flat(projected_anchor), wanted, rtol=1e-9, atol=1e-9)
+
+
+@given(seeds, seeds, shapes)
+@settings(deadline=None)
+def test_each_tensor_on_its_own(seed, other, shapes):
+    task, anchor = gradients(seed, shapes), gradients(other, shapes)
+    before, alone = flat(task), [t.clone() for t in task]
+    angle = cosine(task, anchor)
+    parts = [remove_conflict([t], [a]) for t, a in zip(alone, anchor, strict=True)]
+    together = remove_conflict_each(task, anchor)
+    assert all(torch.equal(a, b) for a, b in zip(task, alone, strict=True))
+    assert together.projected == any(part.projected for part in parts)
+    assert abs(together.cosine - angle) < 1e-9
+    assert abs(together.energy_shed - float((before - flat(task)).square().sum() / before.square().sum())) < 1e-5
+
+
+def test_each_tensor_skips_a_zero():
+    task = [torch.zeros(2), torch.zeros(3)]
+    assert remove_conflict_each(task, [torch.ones(2), torch.ones(3)]).energy_shed == 0.0

@@ -4,82 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from types import SimpleNamespace
+import dataclasses
 
 import pytest
 import torch
+from small import SETTINGS, features
 
-from vla_tune.anchors import Anchor
 from vla_tune.config import LoRAConfig, MethodConfig
 from vla_tune.errors import UserError
 from vla_tune.geometry.gaussian import batch_moments, wasserstein2
 from vla_tune.methods import make_method
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import load_processors, new_policy
-from vla_tune.policies.weights import weights_digest
+from vla_tune.policies.loading import new_policy
 from vla_tune.resources import demo_vlm
-
-SETTINGS = {
-    "chunk_size": 4,
-    "n_action_steps": 2,
-    "num_vlm_layers": 0,
-    "train_expert_only": False,
-    "resize_imgs_with_padding": (64, 64),
-    "max_state_dim": 4,
-    "max_action_dim": 4,
-}
-
-
-def features():
-    from lerobot.configs import FeatureType, PolicyFeature
-
-    inputs = {
-        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
-        "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
-    }
-    return inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))}
-
-
-@pytest.fixture(scope="module")
-def stock():
-    torch.manual_seed(0)
-    return new_policy(str(demo_vlm()), SETTINGS, features())
-
-
-@pytest.fixture
-def policy(stock):
-    return copy.deepcopy(stock)
-
-
-@pytest.fixture(scope="module")
-def batches(stock):
-    unit = {"mean": torch.zeros(4), "std": torch.ones(4)}
-    preprocess, _ = load_processors(stock, stats={"observation.state": unit, "action": unit})
-    generator = torch.Generator().manual_seed(1)
-
-    def one(number):
-        return preprocess(
-            {
-                "observation.image": torch.rand(3, 3, 64, 64, generator=generator),
-                "observation.state": torch.randn(3, 4, generator=generator),
-                "action": torch.randn(3, 4, 4, generator=generator),
-                "action_is_pad": torch.zeros(3, 4, dtype=torch.bool),
-                "task": ["Open a drawer", "Push and close a drawer", "Press a button"],
-            }
-        )
-
-    return [one(number) for number in range(5)]
-
-
-@pytest.fixture
-def anchor(policy):
-    """Statistics that no batch has: the penalty's gradient is far from zero."""
-    adapter = adapt(policy)
-    layers, width = len(adapter.layers()), adapter.width
-    generator = torch.Generator().manual_seed(2)
-    mean = [torch.randn(width, generator=generator) for _ in range(layers)]
-    std = [torch.rand(width, generator=generator) + 0.5 for _ in range(layers)]
-    return Anchor(SimpleNamespace(path="anchor"), mean, std, mean, std, weights_digest(adapter.vlm.state_dict()))
 
 
 def optimizer_of(policy):
@@ -201,7 +138,7 @@ def test_aegis_with_the_batchs_own_statistics_is_plain_fine_tuning(policy, batch
     with adapt(policy).taps() as taps, torch.no_grad():
         policy.forward(copy.deepcopy(batches[0]))
     own = [batch_moments(states, taps.mask) for states in taps.states]
-    domain = Anchor(anchor.artifact, [m for m, _ in own], [s for _, s in own], anchor.stock_mean, anchor.stock_std, anchor.backbone)
+    domain = dataclasses.replace(anchor, mean=[m for m, _ in own], std=[s for _, s in own])
     method = make_method("aegis", policy, anchor=domain)
     torch.manual_seed(5)
     method.backward(copy.deepcopy(batches[0]))
@@ -217,10 +154,10 @@ def test_aegis_with_the_batchs_own_statistics_is_plain_fine_tuning(policy, batch
 def test_the_anchor_must_fit(policy, anchor):
     with pytest.raises(UserError, match="needs an anchor"):
         make_method("aegis", policy)
-    short = Anchor(anchor.artifact, anchor.mean[:-1], anchor.std[:-1], [], [], anchor.backbone)
+    short = dataclasses.replace(anchor, mean=anchor.mean[:-1])
     with pytest.raises(UserError, match="another backbone"):
         make_method("aegis", policy, anchor=short)
-    other = Anchor(anchor.artifact, anchor.mean, anchor.std, [], [], "sha256:0")
+    other = dataclasses.replace(anchor, backbone="sha256:0")
     with pytest.raises(UserError, match="other weights"):
         make_method("aegis", policy, anchor=other)
 

@@ -1,0 +1,68 @@
+"""What the tests of all methods start from."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small import SETTINGS, features
+
+from vla_tune.anchors import Anchor
+from vla_tune.policies import adapt
+from vla_tune.policies.loading import load_processors, new_policy
+from vla_tune.policies.weights import weights_digest
+from vla_tune.resources import demo_vlm
+
+
+@pytest.fixture(scope="session")
+def stock():
+    torch.manual_seed(0)
+    return new_policy(str(demo_vlm()), SETTINGS, features())
+
+
+@pytest.fixture
+def policy(stock):
+    return copy.deepcopy(stock)
+
+
+@pytest.fixture(scope="session")
+def batches(stock):
+    unit = {"mean": torch.zeros(4), "std": torch.ones(4)}
+    preprocess, _ = load_processors(stock, stats={"observation.state": unit, "action": unit})
+    generator = torch.Generator().manual_seed(1)
+
+    def one(number):
+        return preprocess(
+            {
+                "observation.image": torch.rand(3, 3, 64, 64, generator=generator),
+                "observation.state": torch.randn(3, 4, generator=generator),
+                "action": torch.randn(3, 4, 4, generator=generator),
+                "action_is_pad": torch.zeros(3, 4, dtype=torch.bool),
+                "task": ["Open a drawer", "Push and close a drawer", "Press a button"],
+            }
+        )
+
+    return [one(number) for number in range(5)]
+
+
+@pytest.fixture
+def anchor(policy):
+    """Statistics that no batch has: the penalty's gradient is far from zero."""
+    adapter = adapt(policy)
+    layers, width = len(adapter.layers()), adapter.width
+    generator = torch.Generator().manual_seed(2)
+    mean = [torch.randn(width, generator=generator) for _ in range(layers)]
+    std = [torch.rand(width, generator=generator) + 0.5 for _ in range(layers)]
+    return Anchor(
+        SimpleNamespace(path="anchor"),
+        mean=mean,
+        std=std,
+        stock_mean=mean,
+        stock_std=std,
+        robot_mean=None,
+        robot_std=None,
+        subspace=None,
+        backbone=weights_digest(adapter.vlm.state_dict()),
+    )
