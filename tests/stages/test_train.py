@@ -87,6 +87,7 @@ def test_a_finished_run_is_extended(small_config, tmp_path):
         train.run(shorter, tmp_path, resume=True)
     artifact = train.run(longer, tmp_path, resume=True)
     assert artifact.metrics["steps"] == 4
+    assert artifact.metrics["seconds"] > 3 * artifact.metrics["step_s"]  # the first part counts as well
     assert [row["step"] for row in rows(tmp_path / "train")] == [1, 2, 3, 4]
     read_artifact(tmp_path / "train", "train", "vla-tune train")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
         UserError: wrong input. RunError: it failed while running. Interrupted: it was asked to stop.
 
     """
-    target = run / "train"
+    began, target = time.monotonic(), run / "train"
     first = 0 if plan else _first_step(config, run, overwrite=overwrite, resume=resume)
     anchor, inputs = _anchor(config, run)
     inputs += _tuned(config)
@@ -58,7 +59,10 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     else:
         (draft.path / "metrics.jsonl").touch()
     export(method, start, draft.path, target)
-    return draft.publish(config=config.to_dict(), inputs=inputs, metrics=summary(draft.path / "metrics.jsonl"), device=config.device)
+    metrics = summary(draft.path / "metrics.jsonl")
+    # What was done before a resumption is known from its steps alone.
+    metrics["seconds"] = time.monotonic() - began + (first * (metrics["step_s"] + metrics["data_s"]) if first else 0)
+    return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
 
 def _make_loop(config: Config, start: Any, method: Any, folder: Path, first: int) -> Loop:
