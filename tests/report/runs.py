@@ -17,6 +17,7 @@ from vla_tune.config import load_config
 TYPES = ("count", "count_attribute", "colour", "shape", "existence", "relation")
 TASKS = ("reach-v3", "door-open-v3")
 PAYLOAD = "<script>alert('x')</script> & $a_b$"
+PROBE = {"value": 0.625, "low": 0.31, "high": 0.86}
 MP4 = b"\x00\x00\x00\x18ftypmp42invented"
 
 
@@ -104,6 +105,7 @@ def add_rollout(run: Path, train: Artifact, method: str = "aegis", seed: int = 0
     ]
     tasks = {task: {"value": 0.75, "low": 0.41, "high": 0.93, "episodes": 8, "instruction": PAYLOAD} for task in TASKS}
     report = {"success": {"value": 0.75, "low": 0.5, "high": 0.9}, "episodes": 16, "by_task": tasks, "n_action_steps": 8, "step_limit": 150}
+    report["language_probe"] = {given: {**PROBE, "episodes": 8} for given in ("right", "swapped", "empty")} | {"followed": None}
     files = {"report.json": report, "episodes.parquet": episodes, "videos/reach-v3-seed10000-success.mp4": MP4}
     return publish(run, "eval-rollout", files, method, seed, [train.as_input()])
 

@@ -133,6 +133,13 @@ def test_numbers_are_those_of_the_stages(two, side_by_side):
     assert aegis["layers"][3] == {"layer": 3, "cosine": None, "projected": None, "energy_shed": None, "final_drift": 0.004}
 
 
+def test_the_language_probe_is_shown(side_by_side):
+    assert side_by_side.numbers[0]["language_probe"]["swapped"]["value"] == 0.625
+    text = side_by_side.page.text
+    assert all(wanted in text for wanted in ("Language probe", "another task's", "62.5 %"))
+    assert "followed" not in text.replace("What is followed is", "")
+
+
 def test_changed_answers_are_counted(two, side_by_side):
     rows = read_run(two[1]).predictions
     assert side_by_side.numbers[1]["changed_answers"] == {

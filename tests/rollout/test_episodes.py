@@ -10,7 +10,8 @@ import torch
 from vla_tune.artifacts import read_artifact
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
-from vla_tune.rollout.episodes import Actor, Episode, Runner, call_noise, plan, wilson
+from vla_tune.rollout.episodes import Actor, Episode, Runner, call_noise, plan
+from vla_tune.rollout.success import wilson
 from vla_tune.stages import eval_rollout
 
 TASKS = "rollout.tasks=[reach-v3,drawer-close-v3]"
@@ -169,6 +170,8 @@ def test_the_stage_writes_its_artifact(policy_folder, tmp_path, capsys):
     assert report["success"].keys() == {"value", "low", "high"}
     assert {task: row["episodes"] for task, row in report["by_task"].items()} == {"reach-v3": 3, "drawer-close-v3": 2}
     assert (report["n_action_steps"], report["step_limit"]) == (4, 12)
+    assert report["language_probe"] is None
+    assert not (artifact.path / "probe.parquet").exists()
     assert report["versions"].keys() == {"lerobot", "metaworld", "mujoco", "torch"}
     assert artifact.metrics.keys() == {"success", "low", "high", "episodes", "mean_steps", "episodes_per_minute"}
     assert artifact.metrics["success"] == sum(row["success"] for row in rows) / 5
@@ -177,6 +180,33 @@ def test_the_stage_writes_its_artifact(policy_folder, tmp_path, capsys):
     check_video(video)
     with pytest.raises(UserError, match="--overwrite"):
         eval_rollout.run(config, tmp_path)
+
+
+def test_the_language_probe_runs_the_same_episodes_under_other_instructions(policy_folder, tmp_path, capsys, monkeypatch):
+    heard = []
+    act = Actor.__call__
+
+    def listen(self, observations, instructions, calls):
+        heard.extend((told, *call) for told, call in zip(instructions, calls, strict=True))
+        return act(self, observations, instructions, calls)
+
+    monkeypatch.setattr(Actor, "__call__", listen)
+    config = config_of(policy_folder, "rollout.tasks=[touch-red,touch-blue]", "rollout.episodes=3", "rollout.probe=2")
+    artifact = eval_rollout.run(config, tmp_path)
+    rows = pq.read_table(artifact.path / "probe.parquet").to_pylist()
+    assert list(rows[0]) == ["given", "task", "instruction", "seed", "success", "steps", "return", "touched"]
+    assert [(row["given"], row["task"], row["seed"]) for row in rows] == [
+        (given, task, 10_000) for given in ("right", "swapped", "empty") for task in ("touch-red", "touch-blue")
+    ]
+    assert {row["instruction"] for row in rows if row["given"] == "empty"} == {""}
+    first_calls = {told for told, task, seed, call in heard if (task, seed, call) == ("touch-red", 10_000, 0)}
+    assert first_calls == {row["instruction"] for row in rows if row["task"] == "touch-red"}
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert report["episodes"] == pq.read_table(artifact.path / "episodes.parquet").num_rows == 3
+    assert {given: rate["episodes"] for given, rate in report["language_probe"].items()} == dict.fromkeys(
+        ("right", "swapped", "empty", "followed"), 2
+    )
+    assert "language probe" in capsys.readouterr().out
 
 
 def check_video(file):

@@ -121,6 +121,14 @@ def task_table(run: Run) -> Table:
     return Table(["Task", "Episodes", "Success"], rows)
 
 
+def probe_table(run: Run) -> Table:
+    """The language probe of one run: success of the original task under each instruction."""
+    names = {"right": "right", "swapped": "another task's", "empty": "none", "followed": "another's, followed"}
+    probe: Row = (run.rollout or {}).get("language_probe") or {}
+    rows = [[Cell(name), Cell(count(probe[given]["episodes"])), rate(probe[given])] for given, name in names.items() if probe.get(given)]
+    return Table(["Instruction", "Episodes", "Success"], rows)
+
+
 def layer_table(run: Run) -> Table:
     """The diagnostics by layer of one run."""
     rows = [

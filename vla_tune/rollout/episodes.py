@@ -27,14 +27,19 @@ VIDEO_EVERY = 2
 class Episode:
     """One episode, before and after it was run.
 
+    given: which instruction it gets, `right` (the task's own) or one of the language probe's.
+    instruction: its text; None until the world tells the task's own.
+    touched: the colour of the ball that was touched, in our touch tasks.
     frames: uint8 `[VIDEO_SIZE, VIDEO_SIZE, 3]` pictures, where the episode is recorded.
     """
 
     task: str
     seed: int
     recorded: bool = False
-    instruction: str = ""
+    given: str = "right"
+    instruction: str | None = None
     success: bool = False
+    touched: str | None = None
     steps: int = 0
     total_reward: float = 0.0
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
@@ -49,6 +54,10 @@ class Episode:
             "steps": self.steps,
             "return": self.total_reward,
         }
+
+    def probe_row(self) -> dict[str, Any]:
+        """The episode's row in `probe.parquet`."""
+        return {"given": self.given, **self.row(), "touched": self.touched}
 
 
 def plan(tasks: list[str], episodes: int, first_seed: int, videos: int) -> list[Episode]:
@@ -105,7 +114,7 @@ class Runner:
                     running.append(self._start(self._next(waiting)))
                 chunks = self._actor(
                     [episode.env.observe() for episode in running],
-                    [episode.env.task_description for episode in running],
+                    [str(episode.plan.instruction) for episode in running],
                     [(episode.plan.task, episode.plan.seed, episode.calls) for episode in running],
                 )
                 for episode, actions in zip(running, chunks, strict=True):
@@ -126,7 +135,8 @@ class Runner:
         worlds = self._idle.setdefault(episode.task, [])
         env = worlds.pop() if worlds else self._new_world(episode.task)
         env.reset(seed=episode.seed)
-        episode.instruction = env.task_description
+        if episode.instruction is None:
+            episode.instruction = env.task_description
         return _Running(episode, env)
 
     def _new_world(self, task: str) -> FastMetaworldEnv:
@@ -159,21 +169,13 @@ class _Running:
         for action in actions:
             if episode.recorded and episode.steps % VIDEO_EVERY == 0:
                 episode.frames.append(self.env.render())
-            _, reward, success, truncated, _ = self.env.step(action)
+            _, reward, success, truncated, info = self.env.step(action)
             episode.steps += 1
             episode.total_reward += reward
-            episode.success = success
+            episode.success, episode.touched = success, info.get("touched")
             self.done = success or truncated or episode.steps >= step_limit
             if self.done:
                 break
         if self.done and episode.recorded:
             episode.frames.append(self.env.render())
         return self.done
-
-
-def wilson(successes: int, episodes: int) -> dict[str, float]:
-    """A success rate with its Wilson 95 % interval: `{value, low, high}`, in 0..1."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, episodes).proportion_ci(confidence_level=0.95, method="wilson")
-    return {"value": successes / episodes, "low": float(interval.low), "high": float(interval.high)}

@@ -64,10 +64,13 @@ class TouchEnv(SawyerReachEnvV3):  # type: ignore[misc]
         observation: NDArray[np.float64] = self._get_obs()
         return observation
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+    def step(  # type: ignore[override]  # gymnasium's annotation wants numbers alone in the last
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         observation, reward, done, truncated, info = super().step(action)
         touched = [colour for colour in COLOURS if np.linalg.norm(self.tcp_center - self.model.site(colour).pos) <= TOUCHED]
         info["success"] = float(touched == [self.colour])
+        info["touched"] = touched[0] if touched else None  # no place touches two
         return observation, reward, done, truncated or bool(touched), info
 
     def _places(self) -> list[NDArray[np.float64]]:

@@ -45,6 +45,7 @@ try:
     from lerobot.envs.configs import MetaworldEnv as MetaworldConfig
     from lerobot.envs.metaworld import ACTION_DIM, DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS, TASK_POLICY_MAPPING, MetaworldEnv
     from lerobot.envs.utils import _LazyAsyncVectorEnv
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import SawyerReachV3Policy
 
     from vla_tune.rollout.touch import TOUCH_TASKS, TouchEnv
@@ -252,6 +253,14 @@ def check_task(task: str) -> None:
 def instruction(task: str) -> str:
     """What lerobot's task table tells the policy to do."""
     return str(TASK_DESCRIPTIONS[task])
+
+
+def scene(task: str) -> str:
+    """What tasks that show the same things have in common: the file of Meta-World's model; our touch tasks are one scene."""
+    if task in TOUCH_TASKS:
+        return "touch"
+    kind: Any = ALL_V3_ENVIRONMENTS[task]
+    return str(kind.model_name.fget(None))  # a property that reads nothing of its instance
 
 
 @EnvConfig.register_subclass("metaworld_fast")

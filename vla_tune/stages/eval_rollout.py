@@ -29,10 +29,10 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
         check_rollout(config.rollout)
         actor = open_actor(config, policy)
         began = time.monotonic()
-        episodes = run_episodes(actor, config.rollout)
+        episodes, probed = run_episodes(actor, config.rollout)
         seconds = time.monotonic() - began
-        report = make_report(config.rollout, episodes)
-        _write(draft.path, episodes, report)
+        report = make_report(config.rollout, episodes, probed)
+        _write(draft.path, episodes, probed, report)
         show(report)
         success = report["success"]
         metrics = {
@@ -41,7 +41,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             "high": success["high"],
             "episodes": len(episodes),
             "mean_steps": report["mean_steps"],
-            "episodes_per_minute": 60 * len(episodes) / seconds,
+            "episodes_per_minute": 60 * (len(episodes) + 2 * config.rollout.probe) / seconds,
         }
         return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
@@ -58,6 +58,7 @@ def find_policy(config: Config, run: Path) -> tuple[str, list[dict[str, str]]]:
 
 def check_rollout(config: RolloutConfig) -> None:
     """Tell what is wrong with the plan before a policy is loaded."""
+    from vla_tune.rollout.probe import swap
     from vla_tune.rollout.worlds import MAX_STEPS, check_task, instruction
 
     if not config.tasks:
@@ -68,6 +69,10 @@ def check_rollout(config: RolloutConfig) -> None:
             raise UserError(f"rollout.tasks: '{task}' is there twice")
     if config.step_limit > MAX_STEPS:
         raise UserError(f"rollout.step_limit={config.step_limit}: Meta-World ends every episode after {MAX_STEPS} steps")
+    if config.probe > config.episodes:
+        raise UserError(f"rollout.probe={config.probe}: there are only rollout.episodes={config.episodes} to run again")
+    for task in config.tasks if config.probe else []:
+        swap(task, 0, config.tasks)
     last = config.first_seed + -(-config.episodes // len(config.tasks)) - 1
     if last >= FIRST_SEED:
         raise UserError(f"rollout.first_seed={config.first_seed}: seeds up to {last}; those from {FIRST_SEED} on are demonstrations'")
@@ -100,30 +105,35 @@ def open_actor(config: Config, path: str) -> Actor:
     return Actor(policy, load_processors(policy, path))
 
 
-def run_episodes(actor: Actor, config: RolloutConfig) -> list[Episode]:
-    """All planned episodes, in the plan's order."""
+def run_episodes(actor: Actor, config: RolloutConfig) -> tuple[list[Episode], list[Episode]]:
+    """All planned episodes, in the plan's order, and those of the language probe: its first ones, then the same told otherwise."""
     from vla_tune.rollout.episodes import Runner, plan
+    from vla_tune.rollout.probe import plan_probe
     from vla_tune.rollout.worlds import close_renderers
 
     episodes = plan(config.tasks, config.episodes, config.first_seed, config.videos)
+    right = episodes[: config.probe]
+    told_otherwise = plan_probe(right, config.tasks)
     runner = Runner(actor, parallel=config.parallel, step_limit=config.step_limit, image_size=config.image_size)
     done: list[Episode] = []
     try:
-        with progress("closed-loop episodes", len(episodes), "episodes") as counter:
+        with progress("closed-loop episodes", len(episodes) + len(told_otherwise), "episodes") as counter:
 
             def count(episode: Episode) -> None:
-                done.append(episode)
+                if episode.given == "right":
+                    done.append(episode)
                 counter.advance(note=f"success {sum(one.success for one in done)}/{len(done)}")
 
-            runner.run(episodes, count)
+            runner.run([*episodes, *told_otherwise], count)
     finally:
         close_renderers()
-    return episodes
+    return episodes, right + told_otherwise
 
 
-def make_report(config: RolloutConfig, episodes: list[Episode]) -> dict[str, Any]:
-    """Success overall and by task with Wilson 95 % intervals, and what the figures depend on."""
-    from vla_tune.rollout.episodes import wilson
+def make_report(config: RolloutConfig, episodes: list[Episode], probed: list[Episode]) -> dict[str, Any]:
+    """Success overall and by task with Wilson 95 % intervals, the language probe, and what the figures depend on."""
+    from vla_tune.rollout.probe import probe_report
+    from vla_tune.rollout.success import wilson
 
     by_task = {}
     for task in dict.fromkeys(episode.task for episode in episodes):
@@ -132,6 +142,7 @@ def make_report(config: RolloutConfig, episodes: list[Episode]) -> dict[str, Any
     return {
         "success": wilson(sum(episode.success for episode in episodes), len(episodes)),
         "by_task": by_task,
+        "language_probe": probe_report(probed) if probed else None,
         "episodes": len(episodes),
         "mean_steps": sum(episode.steps for episode in episodes) / len(episodes),
         "n_action_steps": config.n_action_steps,
@@ -142,13 +153,15 @@ def make_report(config: RolloutConfig, episodes: list[Episode]) -> dict[str, Any
     }
 
 
-def _write(folder: Path, episodes: list[Episode], report: dict[str, Any]) -> None:
+def _write(folder: Path, episodes: list[Episode], probed: list[Episode], report: dict[str, Any]) -> None:
     import pyarrow
     import pyarrow.parquet
 
     from vla_tune.rollout.videos import write_video
 
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([episode.row() for episode in episodes]), folder / "episodes.parquet")
+    if probed:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([episode.probe_row() for episode in probed]), folder / "probe.parquet")
     write_json(folder / "report.json", report)
     (folder / "videos").mkdir()
     for episode in episodes:
@@ -159,6 +172,14 @@ def _write(folder: Path, episodes: list[Episode], report: dict[str, Any]) -> Non
 
 def show(report: dict[str, Any]) -> None:
     """The table on the console."""
-    rows = [*report["by_task"].items(), ("all", {**report["success"], "episodes": report["episodes"]})]
-    cells = [[name, str(row["episodes"]), *(f"{100 * row[key]:.0f} %" for key in ("value", "low", "high"))] for name, row in rows]
-    table("closed-loop success", ["task", "episodes", "success", "95 % from", "to"], cells)
+    header = ["episodes", "success", "95 % from", "to"]
+    rows = {**report["by_task"], "all": {**report["success"], "episodes": report["episodes"]}}
+    table("closed-loop success", ["task", *header], _cells(rows))
+    if probe := report["language_probe"]:
+        rows = {name: row for name, row in probe.items() if row}
+        title = "language probe: success of the original task; followed: the other ball, which it was told, was touched"
+        table(title, ["instruction", *header], _cells(rows))
+
+
+def _cells(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
+    return [[name, str(row["episodes"]), *(f"{100 * row[key]:.0f} %" for key in ("value", "low", "high"))] for name, row in rows.items()]
