@@ -1,10 +1,11 @@
 METHODS ?= full,aegis
 SEEDS ?= 1
 
-.PHONY: help setup test reproduce lint requirements clean
+.PHONY: help setup test reproduce frontier lint requirements clean
 
 help:
 	@echo 'make reproduce  the demo, end to end, and its table (METHODS=full,aegis or all; SEEDS=1)'
+	@echo 'make frontier   every method over three seeds: what it kept against what it learnt (hours; stop and start at will)'
 	@echo 'make test       the tests'
 	@echo 'make setup      .venv with the pinned packages; the other targets do this first'
 	@echo 'make lint       ruff and mypy'
@@ -17,7 +18,10 @@ test: setup
 	.venv/bin/python -m pytest
 
 reproduce: setup
-	.venv/bin/python -m vla_tune.reproduce --methods $(METHODS) --seeds $(SEEDS)
+	.venv/bin/python -m vla_tune.reproduce $(if $(METHODS),--methods $(METHODS)) --seeds $(SEEDS)
+
+frontier: setup
+	.venv/bin/python -m vla_tune.reproduce --study frontier
 
 lint: setup
 	.venv/bin/ruff check .

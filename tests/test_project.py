@@ -75,7 +75,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_whole_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"vla_tune/{kind}/{name}.yaml" for kind in ("pipelines", "data_manifests") for name in available(kind)}
+    expected = {f"vla_tune/{kind}/{name}.yaml" for kind in ("pipelines", "data_manifests", "studies") for name in available(kind)}
     expected |= {
         file.relative_to(ROOT).as_posix()
         for file in (ROOT / "vla_tune").rglob("*")

@@ -3,21 +3,26 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vla_tune import reproduce
 from vla_tune.artifacts import Draft, read_artifact, write_json
-from vla_tune.errors import UserError
+from vla_tune.studies import Study, make_plan, narrowed
 
 RATE = {"value": 0.5, "low": 0.4, "high": 0.6}
+ANSWERS = [{"image_id": "a", "base_score": 1.0, "score": 1.0}, {"image_id": "b", "base_score": 1.0, "score": 0.0}]
+EPISODES = [{"task": "touch-red", "seed": seed, "success": seed % 2 == 0} for seed in range(8)]
 FILES = {
     "anchor": {"anchor.json": {}},
     "train": {"metrics.jsonl": {"step": 10, "energy_shed": [0.25, None, 0.75]}},
-    "eval-vqa": {"report.json": {"base_accuracy": RATE, "accuracy": RATE, "retention": RATE, "drift": 0.1}},
-    "eval-rollout": {"report.json": {"success": RATE, "episodes": 8}},
+    "eval-vqa": {"report.json": {"base_accuracy": RATE, "accuracy": RATE, "retention": RATE, "drift": 0.1}, "predictions.parquet": ANSWERS},
+    "eval-rollout": {"report.json": {"success": RATE, "episodes": 8}, "episodes.parquet": EPISODES},
 }
 INPUTS = {"anchor": [], "train": ["anchor"], "eval-vqa": ["train", "anchor"], "eval-rollout": ["train"]}
 
@@ -30,24 +35,29 @@ def made(monkeypatch) -> list[str]:
 
     def stage(name):
         def run(config, folder, *, overwrite=False, resume=False):
-            calls.append(f"{config.method.name}/{config.seed}/{name}{' resumed' if resume else ''}")
+            calls.append(f"{folder.parent.name}/{config.seed}/{name}{' resumed' if resume else ''}")
             with Draft(folder / name, name, overwrite=overwrite or resume, keep=resume) as draft:
                 for file, content in FILES[name].items():
                     if file.endswith("jsonl"):
                         (draft.path / file).write_text(json.dumps({**content, "call": next(number)}) + "\n")
+                    elif file.endswith("parquet"):
+                        pq.write_table(pa.Table.from_pylist(content), draft.path / file)
                     else:
                         write_json(draft.path / file, {**content, "call": next(number)})
                 inputs = [read_artifact(folder / one, one, "").as_input() for one in INPUTS[name]]
-                return draft.publish(config=config.to_dict(), inputs=inputs, metrics={})
+                if name == "train" and config.method.name == "wise_ft":
+                    inputs.append(read_artifact(Path(config.method.wise_ft.path), "train", "").as_input())
+                return draft.publish(config=config.to_dict(), inputs=inputs, metrics={"seconds": 60.0})
 
         def joint(folders, out, *, overwrite):
             calls.append(f"report of {len(folders)}")
 
         return joint if name == "report" else run
 
-    def times(config, methods, anchor):
+    def times(config, methods):
         calls.append(f"benchmark {','.join(methods)}")
-        return {method: (0.1, 1.0 + number) for number, method in enumerate(methods)}
+        trained = [label for label, (method, _) in methods.items() if method.name != "wise_ft"]
+        return {label: (0.1, 1.0 + number) for number, label in enumerate(trained)}
 
     monkeypatch.setattr(reproduce, "stage_function", stage)
     monkeypatch.setattr(reproduce, "step_times", times)
@@ -59,7 +69,7 @@ def go(tmp_path, made):
     def start(*overrides: str, methods: str = "full,aegis", seeds: int = 1):
         made.clear()
         out = tmp_path / "out"
-        rows = reproduce.reproduce(reproduce.make_plan("demo", list(overrides), methods, seeds, out))
+        rows = reproduce.reproduce(make_plan(narrowed(Study("reproduce", seeds=seeds), methods), out, list(overrides)))
         return SimpleNamespace(rows=rows, made=list(made), out=out)
 
     return start
@@ -183,26 +193,62 @@ def test_another_configuration_or_a_newer_anchor_is_not_resumed(go):
     assert go("train.lr=0.5").made[0] == "full/0/train"
 
 
-def test_bad_requests():
-    for methods, seeds, overrides, message in (
-        ("ful", 1, [], "did you mean 'full'"),
-        ("", 1, [], "at least one method"),
-        ("full", 0, [], "at least one method and one seed"),
-        ("full", 1, ["train.path=elsewhere"], "leave it out"),
-    ):
-        with pytest.raises(UserError, match=message):
-            reproduce.make_plan("demo", overrides, methods, seeds, Path("out"))
+def test_an_option_of_another_method_makes_nothing_stale(go):
+    go(methods="full")
+    assert go("method.lora.rank=4", methods="full").made == ["report of 1"]
 
 
-def test_all_methods_in_their_order():
-    assert reproduce.make_plan("demo", [], "all", 1, Path("out")).methods == ["full", "frozen", "lora", "aegis"]
+WISE = Study(
+    "wise",
+    seeds=2,
+    overrides=["vqa.questions=300"],
+    variants={
+        "half": ["method.name=wise_ft", "method.wise_ft.path={plain}/train"],
+        "plain": [],
+        "slow": ["method.name=full", "method.full.vlm_lr=0.1"],
+    },
+)
+
+
+def test_variants_are_made_after_those_they_are_made_from(tmp_path, made):
+    rows = reproduce.reproduce(make_plan(WISE, tmp_path))
+    first = ["plain/0/anchor", *all_of("plain/0", "half/0", "slow/0")]
+    assert made == [*first, *all_of("plain/1", "half/1", "slow/1"), "benchmark plain,half,slow", "report of 6"]
+    assert [(row["method"], row["default"], row["step_ratio"]) for row in rows[:3]] == [
+        ("plain", True, 1.0),
+        ("half", False, None),
+        ("slow", False, 2.0),
+    ]
+    config = read_artifact(tmp_path / "half" / "seed-1" / "train", "train", "").config
+    assert config["method"]["wise_ft"]["path"] == str(tmp_path / "plain" / "seed-1" / "train")
+    frontier = {row["label"]: row for row in json.loads((tmp_path / "frontier.json").read_text())}
+    assert frontier["half"]["minutes"] == 2.0  # its own and that of the run it is made from
+    made.clear()
+    reproduce.reproduce(make_plan(WISE, tmp_path))
+    assert made == ["report of 6"]
+
+
+def test_a_training_made_from_another_runs_is_made_again_with_it(tmp_path, made):
+    study = replace(WISE, seeds=1)
+    reproduce.reproduce(make_plan(study, tmp_path))
+    made.clear()
+    changed = replace(study, variants={**study.variants, "plain": ["method.full.vlm_lr=0.5"]})
+    reproduce.reproduce(make_plan(changed, tmp_path))
+    assert made == [*all_of("plain/0", "half/0"), "benchmark plain,half,slow", "report of 3"]
+
+
+def test_a_study_makes_no_more_than_it_says(tmp_path, made):
+    rows = reproduce.reproduce(make_plan(Study("short", variants={"full": []}, stages=["train", "eval-vqa"]), tmp_path))
+    assert made == ["full/0/anchor", "full/0/train", "full/0/eval-vqa", "report of 1"]
+    assert rows[0]["retention"] == 0.5
+    assert [rows[0][name] for name in ("success", "episodes", "step_s", "step_ratio")] == [None] * 4
 
 
 def test_the_command_line_ends_with_the_contract_codes(go, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         reproduce.main(["--methods", "none", "--out", str(tmp_path / "other")])
     assert ended.value.code == 2
-    assert "unknown method" in capsys.readouterr().err
+    assert "there is no method or variant 'none'" in capsys.readouterr().err
     monkeypatch.setattr(reproduce, "stage_function", lambda _: interrupt)
     with pytest.raises(SystemExit) as ended:
         reproduce.main(["train.steps=5", "--methods", "full", "--out", str(tmp_path / "other")])

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_tune.config import FullConfig, MethodConfig
 from vla_tune.console import progress
+from vla_tune.methods import load_anchor, make_method, method_class
 
 if TYPE_CHECKING:
     import torch
@@ -37,28 +39,31 @@ class Contestant:
         """One training step a batch; the mean step in seconds."""
         import torch
 
-        policy = self.method.policy
-        policy.train()
+        self.method.policy.train()
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         began = time.perf_counter()
         for batch in batches:
             self.method.backward(dict(batch)).item()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), self.clip_norm).item()
+            torch.nn.utils.clip_grad_norm_(trained, self.clip_norm).item()
             self.method.step(self.optimizer)
         return (time.perf_counter() - began) / len(batches)
 
 
-def step_ratio(config: Config, method_names: list[str], anchor_path: Path) -> dict[str, tuple[float, float]]:
-    """Median step in seconds, and its ratio to `full`'s, by method.
+def step_ratio(config: Config, methods: dict[str, tuple[MethodConfig, Path]]) -> dict[str, tuple[float, float]]:
+    """Median step in seconds, and its ratio to plain fine-tuning's, by label; a method that does not train has none.
 
-    `full` and the methods take turns of `TURN` steps on the same batches in one process, in alternating order; a ratio
-    is the median over `PAIRS` rounds. Data loading is left out.
+    Plain fine-tuning and the methods take turns of `TURN` steps on the same batches in one process, in alternating
+    order; a ratio is the median over `PAIRS` rounds. Data loading is left out.
 
     Args:
-        config: the run's configuration; its method's name does not matter.
-        anchor_path: an anchor artifact, for the methods that need one.
+        config: the run's configuration, whose `method` does not matter.
+        methods: label to a method with its options, and the anchor artifact for those that need one.
 
     """
-    contestants, batches = _contestants(config, list(dict.fromkeys([REFERENCE, *method_names])), anchor_path)
+    trained = {label: entry for label, entry in methods.items() if method_class(entry[0].name).trains}
+    plain = next((label for label, (method, _) in trained.items() if method.name == REFERENCE and method.full == FullConfig()), "")
+    entered = trained if plain else {"": (MethodConfig(name=REFERENCE), next(iter(methods.values()))[1]), **trained}
+    contestants, batches = _contestants(config, entered)
     with progress("step times", PAIRS, "rounds") as counter:
         for one in contestants.values():
             one.turn(batches[:WARM_UP])
@@ -67,28 +72,27 @@ def step_ratio(config: Config, method_names: list[str], anchor_path: Path) -> di
             for one in order if number % 2 == 0 else reversed(order):
                 one.step_s.append(one.turn(batches))
             counter.advance()
-    reference = contestants[REFERENCE].step_s
-    medians = {name: (statistics.median(one.step_s), _ratio(one.step_s, reference)) for name, one in contestants.items()}
-    return {name: medians[name] for name in method_names}
+    full = contestants[plain].step_s
+    return {label: (statistics.median(contestants[label].step_s), _ratio(contestants[label].step_s, full)) for label in trained}
 
 
 def _ratio(times: list[float], reference: list[float]) -> float:
     return statistics.median(own / full for own, full in zip(times, reference, strict=True))
 
 
-def _contestants(config: Config, names: list[str], anchor_path: Path) -> tuple[dict[str, Contestant], list[dict[str, Any]]]:
-    from vla_tune.methods import load_anchor, make_method
+def _contestants(config: Config, methods: dict[str, tuple[MethodConfig, Path]]) -> tuple[dict[str, Contestant], list[dict[str, Any]]]:
     from vla_tune.training.loop import as_floats
-    from vla_tune.training.setup import make_loader, make_optimizer, make_start
+    from vla_tune.training.setup import make_loader, make_memory, make_optimizer, make_start
 
     start = make_start(config)
     loader = make_loader(config, start.dataset, 0)
     batches = [start.processors[0](as_floats(batch)) for batch, _ in zip(loader, range(TURN), strict=False)]
-    anchor = load_anchor(anchor_path)
     contestants = {}
-    for name in names:
+    for label, (settings, anchor) in methods.items():
         policy = copy.deepcopy(start.policy)
-        method = make_method(name, policy, anchor=anchor, settings=dataclasses.replace(config.method, name=name))
+        memory = make_memory(dataclasses.replace(config, method=settings), start.base_vlm)
+        held = load_anchor(anchor) if method_class(settings.name).needs_anchor else None
+        method = make_method(settings.name, policy, anchor=held, settings=settings, memory=memory)
         optimizer, _, clip_norm = make_optimizer(config, method)
-        contestants[name] = Contestant(method, optimizer, clip_norm)
+        contestants[label] = Contestant(method, optimizer, clip_norm)
     return contestants, batches

@@ -56,12 +56,14 @@ class PolicyConfig:
 class DataConfig:
     """The demonstrations: either `manifest` (what we generate) or a LeRobotDataset by `repo_id` and, offline, `root`.
 
+    heldout: the share of its episodes that training leaves out, to measure the action loss on.
     cache_mb: datasets that need at most this many megabytes once decoded are read into memory before training.
     """
 
     manifest: str | None = None
     repo_id: str | None = None
     root: str | None = None
+    heldout: float = 0.0
     cache_mb: int = 4000
 
 
@@ -435,6 +437,10 @@ def structured[T](schema: type[T], values: dict[str, Any], overrides: list[str],
         return typing.cast(T, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
         raise UserError(f"{source}: a value is missing: {str(error).splitlines()[0]}") from None
+    except TypeError:  # OmegaConf's only word on it, and it names no key
+        raise UserError(
+            f"{where}: a list stands where a mapping belongs, or a mapping where a list does{f' ({key})' if key else ''}"
+        ) from None
     except OmegaConfBaseException as error:
         at = getattr(error, "full_key", None) or key
         raise UserError(f"{where}: {str(error).splitlines()[0]}{f' ({at})' if at else ''}") from None
@@ -497,6 +503,8 @@ def _check_values(config: Config) -> None:
             raise UserError(f"{key}={value_of(config, key)}: must be above 0 and at most 1")
     if not 0 <= config.method.wise_ft.alpha <= 1:
         raise UserError(f"method.wise_ft.alpha={config.method.wise_ft.alpha}: must be in 0..1")
+    if not 0 <= config.data.heldout < 1:
+        raise UserError(f"data.heldout={config.data.heldout}: must be at least 0 and below 1")
     if config.method.name not in METHODS:
         raise UserError(f"method.name={config.method.name}: unknown method; {nearest(config.method.name, list(METHODS))}")
 

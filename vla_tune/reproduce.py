@@ -1,4 +1,4 @@
-"""`make reproduce`: every method and seed through the stages in one process, then one report and one table.
+"""`make reproduce` and `make frontier`: every variant and seed of a study through the stages in one process, then report and table.
 
 Run again, it keeps each stage whose configuration and inputs are unchanged and redoes the rest.
 """
@@ -9,35 +9,23 @@ import argparse
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts import Draft, read_artifact, sync_folder, write_json
 from vla_tune.cli import reported
-from vla_tune.config import METHODS, Config, load_config
+from vla_tune.config import Config, MethodConfig
 from vla_tune.console import say, table
-from vla_tune.errors import UserError
-from vla_tune.keeping import read_by, record_sources, stale
+from vla_tune.keeping import own_options, read_by, record_sources, stale
+from vla_tune.report.frontier import write_frontier
 from vla_tune.report.runs import mean_energy_shed, read_json, read_metrics
-from vla_tune.report.tables import number, percent
+from vla_tune.report.tables import NONE, number, percent
+from vla_tune.studies import Plan, load_study, make_plan, narrowed
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked for: a configuration for every method and seed, where the runs lie, and the pipeline's own method."""
-
-    out: Path
-    configs: dict[tuple[str, int], Config]
-    default: str
-
-    def folder(self, method: str, seed: int) -> Path:
-        return self.out / method / f"seed-{seed}"
-
-    @property
-    def methods(self) -> list[str]:
-        return list(dict.fromkeys(method for method, _ in self.configs))
+Times = dict[str, tuple[float, float]]
+"""A training step in seconds, and as a multiple of plain fine-tuning's, by label."""
 
 
 class Clock:
@@ -56,58 +44,41 @@ class Clock:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line of `python -m vla_tune.reproduce`."""
-    parser = argparse.ArgumentParser(prog="python -m vla_tune.reproduce", description="The demo, end to end, and its table.")
-    parser.add_argument("--methods", default="full,aegis", help="names with commas between, or all")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
-    parser.add_argument("--pipeline", default="demo")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "reproduce")
+    parser = argparse.ArgumentParser(prog="python -m vla_tune.reproduce", description="A study, end to end, and its table.")
+    parser.add_argument("--study", default="reproduce", help="a shipped study's name, or the path of a YAML file")
+    parser.add_argument("--methods", help="which of its variants, or methods by their plain names, with commas between; or all")
+    parser.add_argument("--seeds", type=int, help="how many seeds, instead of the study's own number")
+    parser.add_argument("--pipeline", help="another pipeline than the study's own")
+    parser.add_argument("--out", type=Path, help="where the runs lie; default: runs/<study>")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_intermixed_args(arguments)
     with reported("the same command again"):
-        reproduce(make_plan(given.pipeline, given.overrides, given.methods, given.seeds, given.out))
-
-
-def make_plan(pipeline: str, overrides: list[str], methods: str, seeds: int, out: Path) -> Plan:
-    """Read the configuration of every method and seed; the seeds count up from the pipeline's own.
-
-    Raises:
-        UserError: an unknown method, no seed, or a key that names an artifact from elsewhere.
-
-    """
-    names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
-    if not names or seeds < 1:
-        raise UserError("--methods and --seeds: at least one method and one seed are needed")
-    first = load_config(pipeline, overrides)
-    for key, value in (("anchor.path", first.anchor.path), ("train.path", first.train.path)):
-        if value is not None:
-            raise UserError(f"{key}={value}: every run of `make reproduce` makes its own; leave it out")
-    configs = {
-        (name, seed): load_config(pipeline, [*overrides, f"method.name={name}", f"seed={seed}"])
-        for seed in range(first.seed, first.seed + seeds)
-        for name in names
-    }
-    return Plan(out, configs, first.method.name)
+        study = load_study(given.study)
+        study = narrowed(study, given.methods) if given.methods is not None else study
+        study = replace(study, seeds=study.seeds if given.seeds is None else given.seeds, pipeline=given.pipeline or study.pipeline)
+        reproduce(make_plan(study, given.out or Path("runs") / study.name, given.overrides))
 
 
 def reproduce(plan: Plan) -> list[dict[str, Any]]:
-    """Everything that is not there yet, then the report and the table; returns the table's rows."""
+    """Everything that is not there yet, then the report, the table and the frontier; returns the table's rows."""
     clock = Clock()
-    clock.say(f"{len(plan.configs)} runs in {plan.out}: {', '.join(f'{name} seed {seed}' for name, seed in plan.configs)}")
-    for (method, seed), config in plan.configs.items():
-        _one_run(plan, method, seed, config, clock)
-    times = _step_times(plan, clock)
+    clock.say(f"{len(plan.configs)} runs in {plan.out}: {', '.join(f'{label} seed {seed}' for label, seed in plan.configs)}")
+    for (label, seed), config in plan.configs.items():
+        _one_run(plan, label, seed, config, clock)
+    times = _step_times(plan, clock) if "benchmark" in plan.stages else {}
     clock.say("report")
     folders = [plan.folder(*key) for key in plan.configs]
     stage_function("report")(folders, plan.out / "report", overwrite=True)
-    rows = [_table_row(plan, method, seed, times[method]) for method, seed in plan.configs]
+    rows = [_table_row(plan, label, seed, times.get(label, (None, None))) for label, seed in plan.configs]
     write_json(plan.out / "table.json", rows)
     _show(rows)
+    write_frontier(plan.out, plan.labels)
     say(f"table: {plan.out / 'table.json'}; report: {plan.out / 'report' / 'report.html'}; {clock.minutes:.1f} minutes in all")
     return rows
 
 
-def _one_run(plan: Plan, method: str, seed: int, config: Config, clock: Clock) -> None:
-    folder, name = plan.folder(method, seed), f"{method}, seed {seed}"
+def _one_run(plan: Plan, label: str, seed: int, config: Config, clock: Clock) -> None:
+    folder, name = plan.folder(label, seed), f"{label}, seed {seed}"
     reason = stale(folder, "anchor", config.to_dict())
     if reason and (source := _anchor_elsewhere(plan, config)):
         _copy_folder(source, folder / "anchor")
@@ -115,8 +86,7 @@ def _one_run(plan: Plan, method: str, seed: int, config: Config, clock: Clock) -
         clock.say(f"{name}: anchor taken from {source} (same configuration)")
     else:
         _make(folder, "anchor", config, name, clock, reason)
-    _make(folder, "train", config, name, clock, stale(folder, "train", config.to_dict()))
-    for stage in ("eval-vqa", "eval-rollout"):
+    for stage in (one for one in plan.stages if one != "benchmark"):
         _make(folder, stage, config, name, clock, stale(folder, stage, config.to_dict()))
 
 
@@ -148,7 +118,8 @@ def _can_resume(folder: Path, config: Config) -> bool:
     if not begun.is_file() or not any(entry.name.isdigit() for entry in (partial / "checkpoints").glob("*")):
         return False
     newer = begun.stat().st_mtime >= (folder / "anchor" / "artifact.json").stat().st_mtime
-    return newer and read_by("train", read_json(begun)) == read_by("train", config.to_dict())
+    before, now = read_json(begun), config.to_dict()
+    return newer and read_by("train", before) == read_by("train", now) and before["method"] == now["method"]  # `train` compares all of it
 
 
 def _anchor_elsewhere(plan: Plan, config: Config) -> Path | None:
@@ -168,47 +139,51 @@ def _copy_folder(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def _step_times(plan: Plan, clock: Clock) -> dict[str, tuple[float, float]]:
-    """Step time and ratio by method, measured with the first seed, and kept like a stage."""
-    key, config = next(iter(plan.configs.items()))
-    asked = {**config.to_dict(), "methods": plan.methods}
-    reason = stale(plan.out, "benchmark", asked, inputs=plan.folder(*key))
+def _step_times(plan: Plan, clock: Clock) -> Times:
+    """Step time and ratio by label, measured with the first seed, and kept like a stage."""
+    _, seed = next(iter(plan.configs))
+    configs = {label: plan.configs[label, seed] for label in plan.labels}
+    common = next(iter(configs.values()))
+    asked = {**common.to_dict(), "methods": {label: own_options(asdict(config.method)) for label, config in configs.items()}}
+    reason = stale(plan.out, "benchmark", asked)
     if reason is None:
         clock.say("step times kept, their configuration and inputs are unchanged")
-        return {name: (one["step_s"], one["step_ratio"]) for name, one in read_json(plan.out / "benchmark" / "steps.json").items()}
+        return {label: (one["step_s"], one["step_ratio"]) for label, one in read_json(plan.out / "benchmark" / "steps.json").items()}
     clock.say(f"step times, full and the other methods in turns ({reason})")
-    anchor = read_artifact(plan.folder(*key) / "anchor", "anchor", "make reproduce")
-    times = step_times(config, plan.methods, anchor.path)
-    named = {name: {"step_s": seconds, "step_ratio": ratio} for name, (seconds, ratio) in times.items()}
+    anchors = {label: read_artifact(plan.folder(label, seed) / "anchor", "anchor", "make reproduce") for label in configs}
+    times = step_times(common, {label: (config.method, anchors[label].path) for label, config in configs.items()})
+    named = {label: {"step_s": seconds, "step_ratio": ratio} for label, (seconds, ratio) in times.items()}
+    inputs = {anchor.digest: anchor.as_input() for anchor in anchors.values()}
     with Draft(plan.out / "benchmark", "benchmark", overwrite=True) as draft:
         write_json(draft.path / "steps.json", named)
-        draft.publish(config=asked, inputs=[anchor.as_input()], metrics=named, device=config.device)
+        draft.publish(config=asked, inputs=list(inputs.values()), metrics=named, device=common.device)
     record_sources(plan.out, "benchmark", asked)
     return times
 
 
-def step_times(config: Config, methods: list[str], anchor: Path) -> dict[str, tuple[float, float]]:
+def step_times(config: Config, methods: dict[str, tuple[MethodConfig, Path]]) -> Times:
     """The benchmark, imported when it is needed."""
     from vla_tune.benchmark import step_ratio
 
-    return step_ratio(config, methods, anchor)
+    return step_ratio(config, methods)
 
 
-def _table_row(plan: Plan, method: str, seed: int, step: tuple[float, float]) -> dict[str, Any]:
-    """A row of the table, from the artifacts of one run."""
-    folder = plan.folder(method, seed)
-    vqa, rollout = read_json(folder / "eval-vqa" / "report.json"), read_json(folder / "eval-rollout" / "report.json")
-    values = {name: vqa[name] and vqa[name]["value"] for name in ("base_accuracy", "accuracy", "retention")}
+def _table_row(plan: Plan, label: str, seed: int, step: tuple[float | None, float | None]) -> dict[str, Any]:
+    """A row of the table, from the artifacts of one run; what the study leaves out is null."""
+    folder = plan.folder(label, seed)
+    vqa = read_json(folder / "eval-vqa" / "report.json") if "eval-vqa" in plan.stages else {}
+    rollout = read_json(folder / "eval-rollout" / "report.json") if "eval-rollout" in plan.stages else {}
+    values = {name: vqa.get(name) and vqa[name]["value"] for name in ("base_accuracy", "accuracy", "retention")}
     return {
-        "method": method,
+        "method": label,
         "seed": seed,
-        "default": method == plan.default,
+        "default": label == plan.default,
         "vqa_before": values["base_accuracy"],
         "vqa_after": values["accuracy"],
         "retention": values["retention"],
-        "success": rollout["success"]["value"],
-        "episodes": rollout["episodes"],
-        "drift": vqa["drift"],
+        "success": rollout.get("success") and rollout["success"]["value"],
+        "episodes": rollout.get("episodes"),
+        "drift": vqa.get("drift"),
         "energy_shed": mean_energy_shed(read_metrics(folder / "train" / "metrics.jsonl")),
         "step_s": step[0],
         "step_ratio": step[1],
@@ -223,11 +198,11 @@ def _show(rows: list[dict[str, Any]]) -> None:
             row["method"],
             str(row["seed"]),
             *(percent(row[name]) for name in ("vqa_before", "vqa_after", "retention", "success")),
-            str(row["episodes"]),
+            NONE if row["episodes"] is None else str(row["episodes"]),
             number(row["drift"]),
             percent(row["energy_shed"], 2),
-            f"{row['step_s']:.3f} s",
-            f"{row['step_ratio']:.2f}x",
+            NONE if row["step_s"] is None else f"{row['step_s']:.3f} s",
+            NONE if row["step_ratio"] is None else f"{row['step_ratio']:.2f}x",
         ]
         for row in rows
     ]

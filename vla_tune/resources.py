@@ -1,6 +1,6 @@
-"""Where the shipped files are: pipelines, data manifests and the embedded VLM.
+"""Where the shipped files are: pipelines, studies, data manifests and the embedded VLM.
 
-In a wheel they lie inside the package; in a checkout `pipelines/` and `data_manifests/` lie at its top level.
+In a wheel they lie inside the package; in a checkout `pipelines/`, `studies/` and `data_manifests/` lie at its top level.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def resource(*parts: str) -> Path:
 
 
 def available(kind: str) -> list[str]:
-    """The names of the shipped YAML files of one kind (`pipelines` or `data_manifests`)."""
+    """The names of the shipped YAML files of one kind (`pipelines`, `studies` or `data_manifests`)."""
     return sorted(file.stem for file in resource(kind).glob("*.yaml"))
 
 

@@ -78,6 +78,24 @@ def frontier(runs: list[Run]) -> str | None:
         return done()
 
 
+def variants(rows: list[Row]) -> str | None:
+    """A study's frontier: retention and success, a point a variant over all its seeds, as an SVG file of its own."""
+    points = [row for row in rows if row["retention"] and row["success"]]
+    if not points:
+        return None
+    with _figure("variants", height=1.5 * SIZE[1], width=2 * SIZE[0]) as (figure, ax, _):
+        for number, row in enumerate(points):
+            x, y = row["retention"], row["success"]
+            colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE) % len(MARKERS)]
+            place = [100 * x["value"]], [100 * y["value"]]
+            ax.errorbar(*place, xerr=_bars([x]), yerr=_bars([y]), fmt=marker, color=colour, elinewidth=1, label=row["label"])
+        ax.set(xlabel="VQA retention (%)", ylabel="closed-loop success (%)")
+        figure.legend(loc="outside right upper")
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", facecolor="white", metadata={"Date": None})
+        return stream.getvalue()
+
+
 def accuracy_by_type(runs: list[Run]) -> str | None:
     """Base, tuned and blind accuracy by type of question, with 95 % intervals."""
     tables = {run.label: by_type(run) for run in runs if run.vqa}
@@ -266,13 +284,13 @@ def _legend(figure: Figure, ax: Axes, runs: list[Run]) -> None:
 
 
 @contextmanager
-def _figure(name: str, height: float = SIZE[1]) -> Iterator[tuple[Figure, Axes, Callable[[], str]]]:
+def _figure(name: str, height: float = SIZE[1], width: float = SIZE[0]) -> Iterator[tuple[Figure, Axes, Callable[[], str]]]:
     """A figure in the report's style, its axes, and the function that turns it into SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot(), lambda: _svg(figure, name)
 
 
