@@ -11,7 +11,6 @@ from torch import Tensor
 from vla_tune.artifacts import Artifact, read_artifact
 from vla_tune.errors import UserError
 
-
 ROBOT = "robot."
 """What the names of the robot frames' statistics start with."""
 

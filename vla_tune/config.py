@@ -352,6 +352,7 @@ CHOICES = {
     "method.aegis.tokens": ("all", "image", "text"),
     "method.aegis.group": ("layer", "tensor", "model"),
     "method.aegis.project": ("gradient", "update"),
+    "method.subspace.project": ("both", "gradient", "update"),
 }
 
 
@@ -365,7 +366,7 @@ NOT_NEGATIVE = (
     "method.ewc.weight",
 )
 """Finite numbers from 0 on."""
-SHARES = ("method.cotraining.share", "method.insulated.share")
+SHARES = ("anchor.energy", "method.cotraining.share", "method.insulated.share", "method.subspace.energy")
 """Numbers above 0 and up to 1."""
 
 

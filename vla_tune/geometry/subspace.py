@@ -106,7 +106,7 @@ def rank_of(values: Tensor, energy: float, total: float) -> int:
     All of them where they do not; for an energy of 1, those that stand out from float32's rounding.
     """
     if energy >= 1:
-        return int((values > len(values) * torch.finfo(torch.float32).eps * values.max()).sum()) if len(values) else 0
+        return int((values > torch.finfo(torch.float32).eps * values.max()).sum()) if len(values) else 0
     return min(int((values.cumsum(0) < energy * total).sum()) + 1, len(values))
 
 

@@ -18,6 +18,7 @@ from vla_tune.methods.wise_ft import finished_run
 from vla_tune.report.runs import logged, mean, mean_energy_shed, read_metrics
 from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint
 from vla_tune.training.export import export
+from vla_tune.training.heldout import heldout_loss
 from vla_tune.training.loop import Loop
 from vla_tune.training.plan import show_plan
 from vla_tune.training.setup import make_loader, make_memory, make_optimizer, make_start, show_groups
@@ -59,7 +60,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     else:
         (draft.path / "metrics.jsonl").touch()
     export(method, start, draft.path, target)
-    metrics = summary(draft.path / "metrics.jsonl")
+    metrics = {**summary(draft.path / "metrics.jsonl"), "heldout_loss": heldout_loss(config, start)}
     # What was done before a resumption is known from its steps alone.
     metrics["seconds"] = time.monotonic() - began + (first * (metrics["step_s"] + metrics["data_s"]) if first else 0)
     return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,28 +91,50 @@ def _override(policy: SmolVLAPolicy, settings: dict[str, Any]) -> None:
     policy.model.set_requires_grad()
 
 
-def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> DataLoader[dict[str, Any]]:
-    """lerobot's sampler and collation over the demonstrations, positioned as after `step` steps."""
+def make_loader(config: Config, dataset: LeRobotDataset, step: int, *, heldout: bool = False) -> DataLoader[dict[str, Any]]:
+    """lerobot's sampler and collation over the demonstrations, positioned as after `step` steps.
+
+    Args:
+        heldout: the episodes that training leaves out, once and in order, instead of the others.
+
+    """
     from lerobot.datasets.sampler import EpisodeAwareSampler, compute_sampler_state
     from lerobot.utils.collate import lerobot_collate_fn
 
-    need = megabytes(dataset)
-    held = need is not None and need <= config.data.cache_mb
-    if not held:
-        reason = "it has videos" if need is None else f"decoded it needs {need:.0f} MB, more than data.cache_mb={config.data.cache_mb}"
-        say(f"reading frames from the dataset as they are needed: {reason}")
+    left_out = set(heldout_episodes(config.data.heldout, dataset.meta.total_episodes))
     sampler = EpisodeAwareSampler(
-        dataset.meta.episodes["dataset_from_index"], dataset.meta.episodes["dataset_to_index"], shuffle=True, seed=config.seed
+        dataset.meta.episodes["dataset_from_index"],
+        dataset.meta.episodes["dataset_to_index"],
+        episode_indices_to_use=[number for number in range(dataset.meta.total_episodes) if (number in left_out) == heldout],
+        shuffle=not heldout,
+        seed=config.seed,
     )
     sampler.load_state_dict(compute_sampler_state(step, len(sampler), config.train.batch_size, num_processes=1))
     loader: DataLoader[dict[str, Any]] = DataLoader(
-        MemoryDataset(dataset) if held else dataset,
+        _frames(dataset, config.data.cache_mb),
         batch_size=config.train.batch_size,
         sampler=sampler,
         collate_fn=lerobot_collate_fn,
         generator=torch.Generator(),  # else every epoch's iterator draws from the global generator, and a resumed run draws once more
     )
     return loader
+
+
+def heldout_episodes(share: float, episodes: int) -> list[int]:
+    """Which episodes training leaves out: one in every 1 / share, spread evenly, so over the tasks too."""
+    count = int(share * episodes)
+    return [(2 * number + 1) * episodes // (2 * count) for number in range(count)]
+
+
+@functools.lru_cache(maxsize=1)
+def _frames(dataset: LeRobotDataset, cache_mb: int) -> LeRobotDataset | MemoryDataset:
+    """The dataset in memory where it fits, decoded once."""
+    need = megabytes(dataset)
+    if need is not None and need <= cache_mb:
+        return MemoryDataset(dataset)
+    reason = "it has videos" if need is None else f"decoded it needs {need:.0f} MB, more than data.cache_mb={cache_mb}"
+    say(f"reading frames from the dataset as they are needed: {reason}")
+    return dataset
 
 
 def make_memory(config: Config, base_vlm: str) -> Memory | None:

@@ -1,0 +1,107 @@
+"""The subspace method on real anchors: what it protects stays, what it does not moves."""
+
+import pytest
+import torch
+
+from vla_tune.anchors import load_anchor
+from vla_tune.errors import UserError
+from vla_tune.methods import make_method
+from vla_tune.policies import adapt
+from vla_tune.policies.loading import load_vlm
+from vla_tune.resources import demo_vlm
+from vla_tune.stages import anchor as anchor_stage
+from vla_tune.stages import train
+from vla_tune.training.setup import make_optimizer, make_start
+from vla_tune.vqa.batches import answered_inputs
+from vla_tune.vqa.dataset import vqa_questions
+
+SAMPLES = 2  # few enough tokens to leave most directions of every layer free
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory, small_dataset):
+    from vla_tune.config import load_config
+
+    def config(*more):
+        small = ["data.manifest=null", "data.repo_id=local/small", f"data.root={small_dataset}", "train.batch_size=4", "train.steps=4"]
+        rest = ["policy.settings.chunk_size=4", "policy.settings.n_action_steps=2", "train.warmup_steps=1", "train.checkpoint_every=2"]
+        own = [f"anchor.samples={SAMPLES}", "anchor.energy=1", "anchor.frames=0", "method.name=subspace", "method.subspace.energy=1"]
+        return load_config("demo", [*small, *rest, *own, *more])
+
+    run = tmp_path_factory.mktemp("run")
+    anchor_stage.run(config(), run)
+    return config, run
+
+
+def answers(vlm):
+    """Logits on the anchor's own questions, in the Hugging Face forward."""
+    batch = answered_inputs(load_vlm(str(demo_vlm()))[1], vqa_questions("shapes", "anchor", SAMPLES), list(range(SAMPLES)))
+    batch.pop("labels")
+    with torch.no_grad():
+        return vlm(**batch).logits[batch["attention_mask"].bool()]
+
+
+def trained(config, run, name, steps=4):
+    """The policy's logits before and after some steps of a method, and how far its VLM moved."""
+    start = make_start(config)
+    anchor = load_anchor(run / "anchor")
+    method = make_method(name, start.policy, anchor=anchor, settings=config.method)
+    optimizer, _, _ = make_optimizer(config, method)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    vlm = adapt(start.policy).vlm
+    before, weights = answers(vlm), {n: p.detach().clone() for n, p in vlm.named_parameters()}
+    from vla_tune.training.loop import as_floats
+    from vla_tune.training.setup import make_loader
+
+    batch = start.processors[0](as_floats(next(iter(make_loader(config, start.dataset, 0)))))
+    for _ in range(steps):
+        method.backward(dict(batch))
+        method.step(optimizer)
+    moved = {n: float((p.detach() - weights[n]).norm() / weights[n].norm()) for n, p in vlm.named_parameters()}
+    return (answers(vlm) - before).abs().max().item(), moved, before.abs().max().item()
+
+
+@pytest.mark.parametrize("project", ["both", "update"])
+def test_answers_on_the_anchor_stay_while_the_weights_move(setup, project):
+    config, run = setup
+    change, moved, scale = trained(config(f"method.subspace.project={project}"), run, "subspace")
+    assert change < 1e-2 * scale
+    assert moved["model.text_model.layers.2.mlp.down_proj.weight"] > 1e-4
+    assert moved["model.vision_model.encoder.layers.1.self_attn.q_proj.weight"] > 1e-4
+    free, _, _ = trained(config(), run, "full")
+    assert free > 20 * change
+
+
+def test_plain_gradient_steps_on_projected_gradients_keep_answers_too(setup):
+    """Without Adam's division the gradient alone is enough."""
+    config, run = setup
+    start = make_start(config("method.subspace.project=gradient"))
+    method = make_method("subspace", start.policy, anchor=load_anchor(run / "anchor"), settings=config("method.subspace.project=gradient").method)
+    vlm = adapt(start.policy).vlm
+    before = answers(vlm)
+    from vla_tune.training.loop import as_floats
+    from vla_tune.training.setup import make_loader
+
+    batch = start.processors[0](as_floats(next(iter(make_loader(config(), start.dataset, 0)))))
+    optimizer = torch.optim.SGD([p for p in start.policy.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        method.backward(dict(batch))
+        method.step(optimizer)
+    assert (answers(vlm) - before).abs().max() < 1e-2 * before.abs().max()
+
+
+def test_norms_biases_and_rows_that_were_read_are_held(setup):
+    config, run = setup
+    _, moved, _ = trained(config(), run, "subspace")
+    held = [name for name in moved if name.endswith(("norm.weight", "layernorm.weight", ".bias", "position_embedding.weight"))]
+    assert len(held) > 20
+    assert not any(moved[name] for name in held)
+
+
+def test_more_energy_than_the_anchor_holds_is_refused(setup, tmp_path):
+    config, _ = setup
+    anchor_stage.run(config("anchor.energy=0.9"), tmp_path)
+    with pytest.raises(UserError, match=r"anchor\.energy=0\.99"):
+        train.run(config("method.subspace.energy=0.99"), tmp_path)
+
