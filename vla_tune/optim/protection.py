@@ -1,0 +1,166 @@
+"""Which changes of a VLM its anchor allows, and what takes the others out of gradients and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vla_tune.errors import UserError
+from vla_tune.geometry.subspace import complement, project_on, project_out, rank_of
+from vla_tune.policies.inputs import linears
+
+if TYPE_CHECKING:
+    from transformers import SmolVLMForConditionalGeneration
+
+    from vla_tune.anchors import Anchor, Subspace
+
+
+class Protection:
+    """Holds the parameters of a VLM where its VQA inputs read them; call it on both sides of the optimizer's step.
+
+    Linear layers change outside the directions U of their inputs, dW U = 0, and token embeddings on rows that were not
+    read. What else trains (norms, biases, position embeddings) is read by every input and stops training here.
+
+    Args:
+        anchor: what the layers read.
+        energy: the share of it that the protected directions carry.
+        vlm: the VLM as it was before training: the kinds of its layers and the weights that changes are counted from.
+        parameters: all that may train of it by name, its own or those of a copy.
+
+    Raises:
+        UserError: the anchor does not go so far, lacks a layer that trains, or is of other weights.
+
+    """
+
+    def __init__(self, anchor: Anchor, energy: float, vlm: SmolVLMForConditionalGeneration, parameters: Mapping[str, nn.Parameter]) -> None:
+        known, source = anchor.subspace, anchor.artifact.path
+        stored = float(anchor.artifact.config["anchor"]["energy"])
+        if energy > stored:
+            raise UserError(
+                f"energy={energy}: the anchor {source} holds directions up to an energy of {stored}; "
+                f"make one with anchor.energy={energy} or more"
+            )
+        modules = linears(vlm)
+        embedding = next(name for name, start in vlm.named_parameters() if start is vlm.get_input_embeddings().weight)
+        starts = {name: start.detach().to(parameters[name]) for name, start in vlm.named_parameters()}
+        grouped: dict[str, list[str]] = {}
+        self._rows: list[_Rows] = []
+        self._held = 0
+        for name, parameter in parameters.items():
+            module, _, kind = name.rpartition(".")
+            if not parameter.requires_grad:
+                continue
+            if name == embedding:
+                self._rows.append(_Rows(name, parameter, starts[name], known.tokens))
+            elif module in modules and kind == "weight":
+                if module not in known.reads:
+                    raise UserError(
+                        f"the anchor {source} has no directions for {module}, which trains; "
+                        "make one for this policy's settings with `vla-tune anchor`"
+                    )
+                grouped.setdefault(known.reads[module], []).append(name)
+            else:
+                parameter.requires_grad = False
+                self._held += 1
+        self._layers = [
+            _Layers(names[0], [parameters[n] for n in names], [starts[n] for n in names], *_side(known, first, energy))
+            for first, names in grouped.items()
+        ]
+        strays = [n for n, p in parameters.items() if not p.requires_grad and not torch.equal(p, starts[n])]
+        strays += [part.name for part in self._parts if part.strays()]
+        if strays:
+            raise UserError(
+                f"the policy's VLM is not what the anchor {source} was taken from, nor has it been trained under its protection: "
+                f"{len(strays)} weights have other values, {strays[0]} first; make an anchor for this policy with `vla-tune anchor`"
+            )
+
+    @property
+    def _parts(self) -> list[_Layers | _Rows]:
+        return [*self._layers, *self._rows]
+
+    def __str__(self) -> str:
+        free, size = sum(layers.free for layers in self._layers), sum(layers.bytes for layers in self._layers)
+        return (
+            f"subspace: {free / sum(layers.width for layers in self._layers):.0%} of the directions are free; "
+            f"{size / 1e6:.1f} MB of bases and starting weights; {self._held} norms, biases and position embeddings of the VLM are held"
+        )
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Before the step, so that the optimizer's moments live outside the protected directions."""
+        for part in self._parts:
+            part.project_gradients()
+
+    @torch.no_grad()
+    def project_changes(self) -> None:
+        """After the step: takes back what Adam's division by element and weight decay brought in."""
+        for part in self._parts:
+            part.project_changes()
+
+
+def _side(known: Subspace, first: str, energy: float) -> tuple[Tensor, bool]:
+    """The smaller of U and its complement, and whether it is the complement."""
+    basis = known.bases[first][:, : rank_of(known.values[first], energy, known.energy[first])]
+    spare = 2 * basis.shape[1] > len(basis)
+    return complement(basis) if spare else basis.contiguous(), spare
+
+
+class _Rows:
+    """The embeddings of the tokens that were read, which stay."""
+
+    def __init__(self, name: str, embedding: nn.Parameter, start: Tensor, tokens: Tensor) -> None:
+        self.name, self._embedding = name, embedding
+        self._seen = (tokens > 0).nonzero().flatten().to(embedding.device)
+        self._start = start[self._seen]
+
+    def strays(self) -> bool:
+        return not torch.equal(self._embedding[self._seen], self._start)
+
+    def project_gradients(self) -> None:
+        if self._embedding.grad is not None:
+            self._embedding.grad[self._seen] = 0
+
+    def project_changes(self) -> None:
+        self._embedding.data[self._seen] = self._start
+
+
+class _Layers:
+    """The weights of the layers that read one input, with the basis of what they must keep or may change.
+
+    Everything is computed in float32; weights in bfloat16 are rounded at the end.
+    """
+
+    def __init__(self, name: str, parameters: list[nn.Parameter], starts: list[Tensor], basis: Tensor, spare: bool) -> None:
+        self.name, self._parameters = name, parameters
+        self._basis = basis.to(parameters[0].device)
+        self._project = project_on if spare else project_out
+        self._start = torch.cat([start.flatten(1) for start in starts])
+        self.width = len(basis)
+        self.free = basis.shape[1] if spare else self.width - basis.shape[1]
+        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in (self._basis, self._start))
+
+    def strays(self) -> bool:
+        """Whether the change since the start has more in the protected directions than rounding (with TF32) leaves there."""
+        change = self._change()
+        inside = (change - self._project(change, self._basis)).norm()
+        return bool(inside > 0.01 * change.norm() + torch.finfo(self._start.dtype).eps * self._start.norm())
+
+    def project_gradients(self) -> None:
+        """G becomes its part in the free directions."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if gradients:
+            self._scatter(gradients, self._project(torch.cat([g.flatten(1) for g in gradients]).float(), self._basis))
+
+    def project_changes(self) -> None:
+        """The same for the change since the start, so that rounding and weight decay cannot add up."""
+        self._scatter([p.data for p in self._parameters], self._start.float() + self._project(self._change(), self._basis))
+
+    def _change(self) -> Tensor:
+        return torch.cat([p.detach().flatten(1) for p in self._parameters]).float() - self._start.float()
+
+    def _scatter(self, targets: list[Tensor], rows: Tensor) -> None:
+        for target, part in zip(targets, rows.split([len(target) for target in targets]), strict=True):
+            target.copy_(part.view_as(target))
