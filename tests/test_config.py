@@ -7,7 +7,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_tune.config import AT_LEAST_ONE, AT_LEAST_ZERO, CHOICES, METHODS, NOT_NEGATIVE, SHARES, Config, load_config, structured, value_of
+from vla_tune.config import (
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    CHOICES,
+    FRACTIONS,
+    METHODS,
+    NOT_NEGATIVE,
+    SHARES,
+    Config,
+    load_config,
+    structured,
+    value_of,
+)
 from vla_tune.errors import UserError
 
 
@@ -165,9 +177,9 @@ def test_a_choice_is_one_of_a_few(pipeline, key):
     assert refused(pipeline("seed: 1"), f"{key}=other") == f"{key}=other: must be one of {', '.join(CHOICES[key])}"
 
 
-@pytest.mark.parametrize("key", [*NOT_NEGATIVE, *SHARES, "method.wise_ft.alpha"])
+@pytest.mark.parametrize("key", [*NOT_NEGATIVE, *SHARES, *FRACTIONS])
 def test_weights_and_shares_have_their_range(pipeline, key):
-    least, most = (0.5, 1) if key in SHARES else (0, 1)
+    least, most = (0.5 if key in SHARES else 0), FRACTIONS.get(key, 1)
     for value in (least, most):
         assert value_of(load_config(pipeline("seed: 1"), [f"{key}={value}"]), key) == value
     for value in ["-0.1", ".nan", ".inf", *(["0"] if key in SHARES else []), *(["1.1"] if key not in NOT_NEGATIVE else [])]:

@@ -368,6 +368,8 @@ NOT_NEGATIVE = (
 """Finite numbers from 0 on."""
 SHARES = ("anchor.energy", "method.cotraining.share", "method.insulated.share", "method.subspace.energy")
 """Numbers above 0 and up to 1."""
+FRACTIONS = {"data.heldout": 0.5, "method.wise_ft.alpha": 1}
+"""Numbers from 0 to this one."""
 
 
 def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
@@ -491,23 +493,26 @@ def _check_values(config: Config) -> None:
         for key in keys:
             if value_of(config, key) < least:
                 raise UserError(f"{key}={value_of(config, key)}: must be at least {least}")
+    _check_ranges(config)
     for key, choices in CHOICES.items():
         if value_of(config, key) not in choices:
             raise UserError(f"{key}={value_of(config, key)}: must be one of {', '.join(choices)}")
     if not 0 < config.train.lr < float("inf"):
         raise UserError(f"train.lr={config.train.lr}: must be a finite number above 0")
+    if config.method.name not in METHODS:
+        raise UserError(f"method.name={config.method.name}: unknown method; {nearest(config.method.name, list(METHODS))}")
+
+
+def _check_ranges(config: Config) -> None:
     for key in NOT_NEGATIVE:
         if not 0 <= value_of(config, key) < float("inf"):
             raise UserError(f"{key}={value_of(config, key)}: must be a finite number, 0 or more")
     for key in SHARES:
         if not 0 < value_of(config, key) <= 1:
             raise UserError(f"{key}={value_of(config, key)}: must be above 0 and at most 1")
-    if not 0 <= config.method.wise_ft.alpha <= 1:
-        raise UserError(f"method.wise_ft.alpha={config.method.wise_ft.alpha}: must be in 0..1")
-    if not 0 <= config.data.heldout < 1:
-        raise UserError(f"data.heldout={config.data.heldout}: must be at least 0 and below 1")
-    if config.method.name not in METHODS:
-        raise UserError(f"method.name={config.method.name}: unknown method; {nearest(config.method.name, list(METHODS))}")
+    for key, most in FRACTIONS.items():
+        if not 0 <= value_of(config, key) <= most:
+            raise UserError(f"{key}={value_of(config, key)}: must be in 0..{most}")
 
 
 def _warn_of_unused(method: MethodConfig) -> None:

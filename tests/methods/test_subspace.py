@@ -11,7 +11,8 @@ from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor as anchor_stage
 from vla_tune.stages import train
-from vla_tune.training.setup import make_optimizer, make_start
+from vla_tune.training.loop import as_floats
+from vla_tune.training.setup import make_loader, make_optimizer, make_start
 from vla_tune.vqa.batches import answered_inputs
 from vla_tune.vqa.dataset import vqa_questions
 
@@ -51,9 +52,6 @@ def trained(config, run, name, steps=4):
         group["lr"] = 1e-3
     vlm = adapt(start.policy).vlm
     before, weights = answers(vlm), {n: p.detach().clone() for n, p in vlm.named_parameters()}
-    from vla_tune.training.loop import as_floats
-    from vla_tune.training.setup import make_loader
-
     batch = start.processors[0](as_floats(next(iter(make_loader(config, start.dataset, 0)))))
     for _ in range(steps):
         method.backward(dict(batch))
@@ -75,15 +73,13 @@ def test_answers_on_the_anchor_stay_while_the_weights_move(setup, project):
 
 def test_plain_gradient_steps_on_projected_gradients_keep_answers_too(setup):
     """Without Adam's division the gradient alone is enough."""
-    config, run = setup
-    start = make_start(config("method.subspace.project=gradient"))
-    method = make_method("subspace", start.policy, anchor=load_anchor(run / "anchor"), settings=config("method.subspace.project=gradient").method)
+    made, run = setup
+    config = made("method.subspace.project=gradient")
+    start = make_start(config)
+    method = make_method("subspace", start.policy, anchor=load_anchor(run / "anchor"), settings=config.method)
     vlm = adapt(start.policy).vlm
     before = answers(vlm)
-    from vla_tune.training.loop import as_floats
-    from vla_tune.training.setup import make_loader
-
-    batch = start.processors[0](as_floats(next(iter(make_loader(config(), start.dataset, 0)))))
+    batch = start.processors[0](as_floats(next(iter(make_loader(config, start.dataset, 0)))))
     optimizer = torch.optim.SGD([p for p in start.policy.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
         method.backward(dict(batch))
@@ -104,4 +100,3 @@ def test_more_energy_than_the_anchor_holds_is_refused(setup, tmp_path):
     anchor_stage.run(config("anchor.energy=0.9"), tmp_path)
     with pytest.raises(UserError, match=r"anchor\.energy=0\.99"):
         train.run(config("method.subspace.energy=0.99"), tmp_path)
-

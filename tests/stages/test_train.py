@@ -56,7 +56,7 @@ def anchored(tmp_path_factory):
     return run / "anchor"
 
 
-@pytest.mark.parametrize("method", ["aegis", "lora"])
+@pytest.mark.parametrize("method", ["aegis", "lora", "subspace"])
 def test_train_equals_train_and_resume(small_config, anchored, tmp_path, monkeypatch, method):
     config = small_config(f"method.name={method}", f"anchor.path={anchored}")
     train.run(config, tmp_path / "whole")

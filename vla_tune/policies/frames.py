@@ -32,9 +32,8 @@ def frame_moments(adapter: SmolVLAAdapter, batches: Iterable[dict[str, Any]], co
         for batch in islice(batches, count):
             with adapter.taps() as taps:
                 # The mask is known when the prefix is embedded; the first block's norm is the first to run after that.
-                told = adapter.layers()[0].input_layernorm.register_forward_pre_hook(
-                    lambda *_, taps=taps: setattr(inputs, "mask", taps.mask)
-                )
+                norm = adapter.layers()[0].get_submodule("input_layernorm")
+                told = norm.register_forward_pre_hook(lambda *_, taps=taps: setattr(inputs, "mask", taps.mask))
                 try:
                     adapter.policy.forward(batch)
                 finally:

@@ -87,6 +87,7 @@ def variant(label: str, runs: list[Run], study: dict[str, list[Run]]) -> Row:
         "retention": retention([run.predictions for run in asked]),
         "success": wilson(sum(one["success"] for one in episodes), len(episodes)) if episodes else None,
         "episodes": len(episodes),
+        "heldout_loss": mean([run.artifacts["train"].metrics.get("heldout_loss") for run in runs if "train" in run.artifacts]),
         "minutes": mean([minutes(run) for run in runs]),
         **{f"against_{name}": compare(runs, study[name]) if name in study and name != label else None for name in REFERENCES},
     }
@@ -130,19 +131,20 @@ def minutes(run: Run) -> float | None:
 
 def markdown(rows: list[Row], *, plot: bool) -> str:
     """The table for a reader."""
-    header = ["variant", "seeds", "VQA after", "retention", "success", "episodes", "minutes", "step ratio"]
+    header = ["variant", "seeds", "VQA after", "retention", "success", "episodes", "held-out loss", "minutes", "step ratio"]
     lines = [[*header, *(f"success against `{name}`" for name in REFERENCES)]]
     for row in rows:
         cells = [f"`{row['label']}`", str(max(map(len, row["seeds"].values()))), tables.percent(row["vqa_after"])]
         cells += [_figure(row["retention"]), _figure(row["success"]), tables.count(row["episodes"])]
-        cells += [tables.NONE if row[name] is None else f"{row[name]:.{digits}f}" for name, digits in (("minutes", 1), ("step_ratio", 2))]
+        numbers = (("heldout_loss", 4), ("minutes", 1), ("step_ratio", 2))
+        cells += [tables.NONE if row[name] is None else f"{row[name]:.{digits}f}" for name, digits in numbers]
         lines.append([*cells, *(_difference(row[f"against_{name}"]) for name in REFERENCES)])
     lines.insert(1, ["---"] * len(lines[0]))
     notes = (
         "Brackets are 95 % intervals: success pools the episodes of all seeds (Wilson); retention is the mean over seeds (bootstrap "
-        "over seeds and, crossed with them, pictures). Minutes: mean training time, without the anchor. Comparisons: difference in points "
-        "on the same training seed, task and initial state; in brackets episodes lost and gained, and p of McNemar's exact test over all "
-        "seeds' pairs."
+        "over seeds and, crossed with them, pictures). Held-out loss: the action loss on episodes that training left out, the mean over "
+        "seeds. Minutes: mean training time, without the anchor. Comparisons: difference in points on the same training seed, task and "
+        "initial state; in brackets episodes lost and gained, and p of McNemar's exact test over all seeds' pairs."
     )
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines), notes, *(["![frontier](frontier.svg)"] if plot else [])]
     return "\n\n".join(parts) + "\n"
