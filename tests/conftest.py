@@ -70,6 +70,7 @@ def small_dataset(tmp_path_factory):
 def overrides(small_dataset):
     """The demo pipeline cut down: small data, few steps, little evaluation."""
     return [
+        "method.name=full",
         "data.manifest=null",
         "data.repo_id=local/small",
         f"data.root={small_dataset}",

@@ -11,6 +11,7 @@ from torch import Tensor
 from vla_tune.console import say
 from vla_tune.methods.base import Method
 from vla_tune.optim.protection import Protection
+from vla_tune.policies.smolvla import vlm_group_of
 
 
 class Subspace(Method):
@@ -35,8 +36,19 @@ class Subspace(Method):
     def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:
         loss = super().backward(batch, backward)
         if self.settings.subspace.project in ("gradient", "both"):
-            self._protection.project_gradients()
+            self.diagnostics = {"energy_shed": self._by_block(self._protection.project_gradients())}
         return loss
+
+    def _by_block(self, energies: dict[str, tuple[float, float]]) -> list[float | None]:
+        """The share of the task gradient's energy that each decoder block lost; None for a frozen block."""
+        blocks: dict[str, list[tuple[float, float]]] = {}
+        for name, energy in energies.items():
+            blocks.setdefault(vlm_group_of(name), []).append(energy)
+        shed: list[float | None] = []
+        for block in range(len(self.adapter.layers())):
+            whole, free = (sum(part) for part in zip(*blocks.get(f"layers.{block}", [(0.0, 0.0)]), strict=True))
+            shed.append(1 - free / whole if whole else None)
+        return shed
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()

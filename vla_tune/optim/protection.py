@@ -89,10 +89,18 @@ class Protection:
         )
 
     @torch.no_grad()
-    def project_gradients(self) -> None:
-        """Before the step, so that the optimizer's moments live outside the protected directions."""
-        for part in self._parts:
-            part.project_gradients()
+    def project_gradients(self) -> dict[str, tuple[float, float]]:
+        """Before the step, so that the optimizer's moments live outside the protected directions.
+
+        Returns:
+            The gradient's energy (squared norm) before and after, by the first layer that reads an input.
+
+        """
+        for rows in self._rows:
+            rows.project_gradients()
+        energies = {layers.name: layers.project_gradients() for layers in self._layers}
+        figures = torch.stack(list(energies.values())).tolist()  # one wait for the device
+        return {name: (before, after) for name, (before, after) in zip(energies, figures, strict=True)}
 
     @torch.no_grad()
     def project_changes(self) -> None:
@@ -148,11 +156,15 @@ class _Layers:
         inside = (change - self._project(change, self._basis)).norm()
         return bool(inside > 0.01 * change.norm() + torch.finfo(self._start.dtype).eps * self._start.norm())
 
-    def project_gradients(self) -> None:
-        """G becomes its part in the free directions."""
+    def project_gradients(self) -> Tensor:
+        """G becomes its part in the free directions; its energy before and after, `[2]`."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if gradients:
-            self._scatter(gradients, self._project(torch.cat([g.flatten(1) for g in gradients]).float(), self._basis))
+        if not gradients:
+            return self._basis.new_zeros(2)
+        whole = torch.cat([g.flatten(1) for g in gradients]).float()
+        free = self._project(whole, self._basis)
+        self._scatter(gradients, free)
+        return torch.stack([whole.square().sum(), free.square().sum()])
 
     def project_changes(self) -> None:
         """The same for the change since the start, so that rounding and weight decay cannot add up."""

@@ -69,8 +69,8 @@ class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
 
 def anchored_vlm(anchor: Anchor) -> SmolVLMForConditionalGeneration:
     """The VLM that an anchor was taken from, opened again."""
+    from vla_tune.policies.starting import starting_policy
     from vla_tune.policies.weights import weights_digest
-    from vla_tune.stages.anchor import starting_policy
 
     config = Config(name="anchor", policy=PolicyConfig(**anchor.artifact.config["policy"]))
     with torch.random.fork_rng(devices=[]):  # a new action expert draws its weights; the loop's noise stays what it was

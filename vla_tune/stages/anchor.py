@@ -16,20 +16,17 @@ from vla_tune.anchors import ROBOT
 from vla_tune.artifacts import Artifact, Draft, write_json
 from vla_tune.config import AnchorConfig, Config
 from vla_tune.console import say, table
-from vla_tune.errors import UserError
 from vla_tune.geometry.subspace import rank_of, share_inside
 from vla_tune.policies import adapt
 from vla_tune.policies.inputs import LinearInputs, linears
-from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, new_policy, vlm_source
+from vla_tune.policies.loading import grafted_vlm, load_vlm
 from vla_tune.policies.smolvla import vlm_group_of
+from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.statistics import STOCK, policy_moments, stock_moments, tensors_of
 
 if TYPE_CHECKING:
-    from lerobot.configs import PolicyFeature
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-
     from vla_tune.geometry.gaussian import Moments
 
 FILE = "anchor.safetensors"
@@ -151,32 +148,3 @@ def _show_subspace(layers: list[dict[str, Any]]) -> None:
     ]
     header = ["part", *(f"free at {energy}" for energy in ENERGIES), *(f"robot inside at {energy}" for energy in ENERGIES)]
     table("subspace anchor: directions left free, and the share of robot features inside the protected ones", header, rows)
-
-
-def starting_policy(config: Config) -> tuple[SmolVLAPolicy, str]:
-    """The policy that training starts from, in evaluation mode, and its base VLM (Hub id or folder).
-
-    Without `policy.path` it is a new action expert on the base VLM. Its features matter to the expert alone, and no
-    token of the prefix attends to that.
-    """
-    named = config.policy.base_vlm
-    check_device(config.device)
-    if config.policy.path is not None:
-        policy = load_policy(config.policy.path, device=config.device)
-        return policy.eval(), vlm_source(named or policy.config.vlm_model_name)
-    if named is None:
-        raise UserError(
-            "policy.path or policy.base_vlm must be set: there is no VLM to take an anchor of (`demo` is the one that is shipped)"
-        )
-    policy = new_policy(vlm_source(named), {**config.policy.settings, "device": config.device}, _any_features())
-    return policy.to(config.device).eval(), vlm_source(named)
-
-
-def _any_features() -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
-    from lerobot.configs import FeatureType, PolicyFeature
-
-    inputs = {
-        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
-        "observation.state": PolicyFeature(FeatureType.STATE, (1,)),
-    }
-    return inputs, {"action": PolicyFeature(FeatureType.ACTION, (1,))}
