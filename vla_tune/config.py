@@ -214,10 +214,12 @@ class SubspaceConfig:
 
     energy: the share of the VQA inputs' energy that each layer's protected directions carry; at most `anchor.energy`.
     project: `gradient`, `update` (the change that the optimizer makes) or `both`.
+    every: steps from one projection of the change to the next; the last step's is always projected.
     """
 
     energy: float = 0.99
     project: str = "both"
+    every: int = 10
 
 
 @dataclass
@@ -318,6 +320,7 @@ AT_LEAST_ONE = (
     "method.agem.samples",
     "method.agem.batch_size",
     "method.ewc.samples",
+    "method.subspace.every",
     "method.aegis.every",
     "train.steps",
     "train.batch_size",

@@ -56,6 +56,7 @@ def trained(config, run, name, steps=4):
     for _ in range(steps):
         method.backward(dict(batch))
         method.step(optimizer)
+    method.finish(run)
     moved = {n: float((p.detach() - weights[n]).norm() / weights[n].norm()) for n, p in vlm.named_parameters()}
     return (answers(vlm) - before).abs().max().item(), moved, before.abs().max().item()
 

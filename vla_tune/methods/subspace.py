@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +19,8 @@ class Subspace(Method):
     """Every linear layer of the VLM keeps its outputs on the directions U that its VQA inputs take: dW U = 0.
 
     After gradient projection memory (arXiv 2103.09762) and Adam-NSCL (2103.07113). The gradient loses its part in U, so
-    that the optimizer's moments live outside it; the optimizer's step loses what Adam's division by element and weight
-    decay bring back. Token embeddings read on VQA are rows that stay; norms and biases, which every input reads, stay
+    that the optimizer's moments live outside it; every few steps, the change since the start loses what Adam's division by
+    element and weight decay bring back. Token embeddings read on VQA are rows that stay; norms and biases, which every input reads, stay
     too. Then no VQA output changes but for the energy that U leaves out: the layers' inputs stay, so their outputs do.
     """
 
@@ -51,6 +52,14 @@ class Subspace(Method):
         return shed
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.step()
+        super().update(optimizer)
+        if (self.steps + 1) % self.settings.subspace.every == 0:
+            self._project_changes()
+
+    def finish(self, folder: Path) -> None:  # noqa: ARG002
+        """What the last steps brought in goes too: only the VLM that is exported has to be as good as the old one."""
+        self._project_changes()
+
+    def _project_changes(self) -> None:
         if self.settings.subspace.project in ("update", "both"):
             self._protection.project_changes()
