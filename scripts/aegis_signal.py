@@ -1,0 +1,146 @@
+"""Why does the published AEGIS rule keep nothing? What its gradient knows about VQA, measured while it trains.
+
+Every `--every` steps of an AEGIS training, on the batch at hand and block by block (means over the blocks are printed):
+
+- the cosine of the task gradient with the penalty's (what the rule acts on) and with that of the VQA answers' loss;
+- the cosine of the penalty's gradient with the answers' gradient: whether the penalty points at what must be kept;
+- how much a step along the task gradient moves the layers' outputs on VQA inputs, E|G x|^2 over the anchor's second
+  moments, and what is left of that after the rule, after the rule with the answers' own gradient in place of the penalty's,
+  and after the subspace projection.
+
+    python scripts/aegis_signal.py RUN/anchor [KEY=VALUE ...] --out signal.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.utils.utils import cycle
+from torch import Tensor, nn
+
+from vla_tune.anchors import Subspace, load_anchor
+from vla_tune.artifacts import write_json
+from vla_tune.config import load_config
+from vla_tune.console import progress, table
+from vla_tune.geometry.projection import remove_conflict
+from vla_tune.geometry.subspace import project_out, rank_of
+from vla_tune.methods import make_method
+from vla_tune.methods.base import Gradients, Method
+from vla_tune.policies.loading import load_vlm
+from vla_tune.policies.smolvla import VLM_PREFIX
+from vla_tune.training.loop import as_floats
+from vla_tune.training.setup import make_loader, make_optimizer, make_start
+from vla_tune.vqa.batches import Memory, answer_loss
+from vla_tune.vqa.dataset import vqa_questions
+
+QUESTIONS = 96
+COLUMNS = {
+    "task_penalty": "cos(task, penalty)",
+    "task_answers": "cos(task, answers)",
+    "penalty_answers": "cos(penalty, answers)",
+    "after_rule": "moved after the rule",
+    "after_answers": "with the answers' gradient",
+    "after_subspace": "after the subspace",
+}
+
+
+def main() -> None:
+    """Train by the rule and look every few steps."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("anchor", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_intermixed_args()
+    config = load_config("demo", ["method.name=aegis", "train.steps=300", *given.overrides])
+    anchor = load_anchor(given.anchor)
+    start = make_start(config)
+    memory = Memory(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(start.base_vlm)[1], config.seed)
+    method = make_method("aegis", start.policy, anchor=anchor, settings=config.method)
+    optimizer, scheduler, clip = make_optimizer(config, method)
+    batches = cycle(make_loader(config, start.dataset, 0))
+    torch.manual_seed(config.seed)
+    rows = []
+    with progress("aegis", config.train.steps, "steps") as counter:
+        for step in range(config.train.steps):
+            batch = start.processors[0](as_floats(next(batches)))
+            start.policy.train()
+            if step % given.every == 0:
+                rows.append({"step": step, **look(method, memory, batch, anchor.subspace)})
+            method.backward(batch)
+            nn.utils.clip_grad_norm_([p for p in start.policy.parameters() if p.requires_grad], clip)
+            method.step(optimizer)
+            scheduler.step()
+            counter.advance()
+    write_json(given.out, rows)
+    table("means over blocks", ["step", *COLUMNS.values()], [[str(row["step"]), *(f"{row[key]:+.4f}" for key in COLUMNS)] for row in rows])
+
+
+def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace) -> dict[str, float]:
+    """The figures of one batch; leaves no gradient behind."""
+    shared = method.combined_parameters()
+    losses = method.losses(dict(batch))
+    task = gradients(losses["task"], shared, keep=True)
+    penalty = gradients(losses["anchor"], shared)
+    answers = gradients(answer_loss(method.adapter.vlm, memory.draw(0, QUESTIONS)), shared)
+    blocks: dict[str, list[str]] = {}
+    for name in shared:
+        blocks.setdefault(".".join(name.removeprefix(VLM_PREFIX).split(".")[:4]), []).append(name)
+    figures: dict[str, list[float]] = {key: [] for key in COLUMNS}
+    for names in blocks.values():
+        ours = {name: task[name] for name in names}
+        figures["task_penalty"].append(cosine(task, penalty, names))
+        figures["task_answers"].append(cosine(task, answers, names))
+        figures["penalty_answers"].append(cosine(penalty, answers, names))
+        whole = moved(ours, known)
+        figures["after_rule"].append(moved(after(ours, penalty), known) / whole)
+        figures["after_answers"].append(moved(after(ours, answers), known) / whole)
+        figures["after_subspace"].append(moved({name: outside(name, g, known) for name, g in ours.items()}, known) / whole)
+    return {key: sum(values) / len(values) for key, values in figures.items()}
+
+
+def gradients(loss: Tensor, parameters: dict[str, nn.Parameter], *, keep: bool = False) -> Gradients:
+    """Of a loss, by name."""
+    found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=keep, allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), found, strict=True)}
+
+
+def cosine(left: Gradients, right: Gradients, names: list[str]) -> float:
+    """Of the angle between two gradients over some parameters."""
+    a, b = (torch.cat([side[name].flatten().double() for name in names]) for side in (left, right))
+    return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-300))
+
+
+def after(task: Gradients, other: Gradients) -> Gradients:
+    """What the rule leaves of the task gradient of one block."""
+    changed = {name: g.clone() for name, g in task.items()}
+    remove_conflict(list(changed.values()), [other[name] for name in changed])
+    return changed
+
+
+def outside(name: str, gradient: Tensor, known: Subspace) -> Tensor:
+    """What the subspace projection (energy 0.99) leaves of it; norms are held."""
+    layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
+    if layer not in known.reads:
+        return torch.zeros_like(gradient)
+    first = known.reads[layer]
+    return project_out(gradient, known.bases[first][:, : rank_of(known.values[first], 0.99, known.energy[first])])
+
+
+def moved(change: Gradients, known: Subspace) -> float:
+    """E|G x|^2 over the anchor's VQA inputs, summed over the linear layers."""
+    total = 0.0
+    for name, gradient in change.items():
+        layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
+        if layer in known.reads:
+            first = known.reads[layer]
+            basis = known.bases[first]
+            total += float(((gradient @ basis).square().sum(0) * known.values[first][: basis.shape[1]]).sum())
+    return total
+
+
+if __name__ == "__main__":
+    main()
