@@ -1,4 +1,4 @@
-METHODS ?= full,aegis
+METHODS ?=
 SEEDS ?= 1
 
 .PHONY: help setup test reproduce frontier lint requirements clean

@@ -109,7 +109,7 @@ def test_the_table(go):
         "step_s": 0.1,
         "step_ratio": 2.0,
     }
-    assert result.rows[0]["default"] is True  # the pipeline's own method
+    assert not result.rows[0]["default"]  # the pipeline's own method is another
 
 
 def test_a_second_time_keeps_everything_and_says_so(go, capsys):
@@ -232,7 +232,7 @@ def test_a_training_made_from_another_runs_is_made_again_with_it(tmp_path, made)
     study = replace(WISE, seeds=1)
     reproduce.reproduce(make_plan(study, tmp_path))
     made.clear()
-    changed = replace(study, variants={**study.variants, "plain": ["method.full.vlm_lr=0.5"]})
+    changed = replace(study, variants={**study.variants, "plain": ["method.name=full", "method.full.vlm_lr=0.5"]})
     reproduce.reproduce(make_plan(changed, tmp_path))
     assert made == [*all_of("plain/0", "half/0"), "benchmark plain,half,slow", "report of 3"]
 

@@ -19,7 +19,7 @@ IMAGE_TOKENS = 16
 
 
 def config(*overrides):
-    return load_config("demo", [f"anchor.samples={SAMPLES}", "anchor.batch_size=5", *overrides])
+    return load_config("demo", [f"anchor.samples={SAMPLES}", "anchor.batch_size=5", "anchor.frames=0", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_names_shapes_and_counts(made, vlm):
     layers, width = metrics["layers"], metrics["width"]
     text = vlm[0].config.text_config
     assert (layers, width) == (text.num_hidden_layers, text.hidden_size)
-    expected = {f"{path}layers.{i}.{what}" for path in ("", "stock.", "robot.") for i in range(layers) for what in ("mean", "std", "count")}
+    expected = {f"{path}layers.{i}.{what}" for path in ("", "stock.") for i in range(layers) for what in ("mean", "std", "count")}
     assert set(found) == expected
     assert {tuple(t.shape) for name, t in found.items() if not name.endswith("count")} == {(width,)}
     assert {t.dtype for name, t in found.items() if not name.endswith("count")} == {torch.float32}

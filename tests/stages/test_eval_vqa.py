@@ -22,7 +22,7 @@ COLUMNS = ["question_id", "image_id", "type", "question", "answers", "base_predi
 
 
 def config(*overrides):
-    return load_config("demo", [f"vqa.questions={QUESTIONS}", "vqa.bootstrap=200", "anchor.samples=12", *overrides])
+    return load_config("demo", [f"vqa.questions={QUESTIONS}", "vqa.bootstrap=200", "anchor.samples=12", "anchor.frames=0", *overrides])
 
 
 def write(policy, folder):

@@ -52,7 +52,7 @@ def anchored(tmp_path_factory):
     from vla_tune.stages import anchor
 
     run = tmp_path_factory.mktemp("anchored")
-    anchor.run(load_config("demo", ["anchor.samples=8", "anchor.batch_size=4"]), run)
+    anchor.run(load_config("demo", ["anchor.samples=8", "anchor.batch_size=4", "anchor.frames=0"]), run)
     return run / "anchor"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,13 +22,13 @@ def frame_moments(adapter: SmolVLAAdapter, batches: Iterable[dict[str, Any]], co
 
     Args:
         batches: preprocessed, as the policy's training forward takes them.
-        count: how many batches to read.
+        count: how many there are at most.
         inputs: is told which tokens count.
 
     """
     totals: list[Moments] = []
     with progress("anchor, robot frames", count, "batches") as counter:
-        for batch in islice(batches, count):
+        for batch in batches:
             with adapter.taps() as taps:
                 # The mask is known when the prefix is embedded; the first block's norm is the first to run after that.
                 norm = adapter.layers()[0].get_submodule("input_layernorm")

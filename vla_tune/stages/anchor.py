@@ -95,9 +95,12 @@ def _robot_frames(config: Config, trained: list[str]) -> tuple[list[Moments], Li
     config = dataclasses.replace(config, seed=0, train=dataclasses.replace(config.train, batch_size=config.anchor.batch_size))
     start = make_start(config)
     adapter = adapt(start.policy.eval())
-    batches = (start.processors[0](as_floats(batch)) for batch in make_loader(config, start.dataset, 0))
+    size, frames = config.anchor.batch_size, config.anchor.frames
+    counts = [min(size, frames - begun) for begun in range(0, frames, size)]
+    loaded = zip(make_loader(config, start.dataset, 0), counts, strict=False)
+    batches = (start.processors[0](as_floats({key: part[:count] for key, part in batch.items()})) for batch, count in loaded)
     with read.watching(adapter.vlm, trained):
-        return frame_moments(adapter, batches, -(-config.anchor.frames // config.anchor.batch_size), read), read
+        return frame_moments(adapter, batches, len(counts), read), read
 
 
 def _save_subspace(folder: Path, read: LinearInputs, robot: LinearInputs, config: AnchorConfig) -> list[dict[str, Any]]:
