@@ -51,6 +51,8 @@ def metrics(method: str, steps: int = 400, layers: int = 4) -> list[dict[str, An
             "lr": 1e-3 * (1 - step / steps),
         }
         row |= {"grad_norm": 1 + rng.random(), "step_s": 0.2 + 0.01 * rng.random(), "data_s": 0.01}
+        if method == "subspace":
+            row["energy_shed"] = [*(rng.uniform(0.8, 0.9) for _ in range(layers - 1)), None]
         if method == "aegis":
             row["cosine"] = [*(rng.uniform(-0.1, 0.1) for _ in range(layers - 1)), None]
             row["projected"] = [*(int(rng.random() < 0.5) for _ in range(layers - 1)), None]

@@ -220,6 +220,17 @@ def test_not_a_number_becomes_null_and_is_drawn_as_a_gap(tmp_path):
     assert json.loads(text, parse_constant=pytest.fail)["runs"][0]["curves"]["loss"] == [1.0, None]
 
 
+def test_a_method_that_measures_some_diagnostics_only(tmp_path):
+    add_train(tmp_path / "run", "subspace")
+    artifact = report.run([tmp_path / "run"], tmp_path / "out")
+    layers = json.loads((artifact.path / "report.json").read_text())["runs"][0]["layers"]
+    assert 0.8 < layers[0]["energy_shed"] < 0.9
+    assert layers[0]["cosine"] is None
+    page = (artifact.path / "report.html").read_text()
+    assert "Energy shed" in page
+    assert "Gradient cosine" not in page
+
+
 def test_an_evaluation_of_a_replaced_training_is_pointed_out(tmp_path):
     run = tmp_path / "run"
     add_vqa(run, add_train(run))

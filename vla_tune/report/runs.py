@@ -142,13 +142,17 @@ def read_table(file: Path) -> list[Row]:
 
 
 def layer_series(metrics: list[Row]) -> dict[str, Any] | None:
-    """The diagnostics over the steps that logged them, `{"steps": [...], name: [layer][step]}`; None without any."""
+    """The diagnostics over the steps that logged them, `{"steps": [...], name: [layer][step]}`; None without any.
+
+    What a method does not measure (a cosine, where nothing is compared) is null throughout.
+    """
     rows = [row for row in metrics if row.get("energy_shed") and isinstance(row["energy_shed"], list)]
     if not rows:
         return None
     series: dict[str, Any] = {"steps": [row["step"] for row in rows]}
+    unmeasured = [None] * len(rows[0]["energy_shed"])
     for name in DIAGNOSTICS:
-        series[name] = [list(layer) for layer in zip(*(row[name] for row in rows), strict=True)]
+        series[name] = [list(layer) for layer in zip(*(row.get(name, unmeasured) for row in rows), strict=True)]
     return series
 
 
