@@ -34,8 +34,8 @@ from transformers import (
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
-from vla_tune.data.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene, picture_hash, sample_scene
-from vla_tune.vqa.questions import QUESTION_TYPES, Question, ask, caption
+from vla_tune.data.scenes import COLOURS, IMAGE_SIZE, QUESTION_TYPES, SHAPES, Scene, picture_hash, sample_scene
+from vla_tune.vqa.questions import Question, ask, caption
 
 PATCH_SIZE = 8
 SCALE_FACTOR = 2

@@ -69,14 +69,16 @@ class DataConfig:
 
 @dataclass
 class AnchorConfig:
-    """What is taken from the VLM before it trains, over `samples` VQA questions of the manifest's anchor split.
+    """What is taken from the VLM before it trains, over `samples` VQA questions of a manifest's anchor split.
 
+    manifest: the questions; default: `vqa.manifest`.
     frames: how many of the demonstrations' frames are read beside them, to tell how far the two overlap; 0: none.
     energy: the share of its inputs' energy that the stored directions of each linear layer carry.
     rank: the most directions that are stored of one layer. exact_width: wider layers are sketched, with this rank.
     path: an anchor artifact to use instead.
     """
 
+    manifest: str | None = None
     samples: int = 1000
     batch_size: int = 50
     frames: int = 512

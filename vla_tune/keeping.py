@@ -16,6 +16,7 @@ READS = {
         "device",
         "policy",
         "data",
+        "anchor.manifest",
         "anchor.samples",
         "anchor.batch_size",
         "anchor.frames",
@@ -31,7 +32,7 @@ READS = {
 }
 """What each stage reads of the configuration; a change elsewhere does not make it stale, nor one of another method's options."""
 SOURCES = {
-    "anchor": ("policy.path", "policy.base_vlm", "data.manifest", "vqa.manifest"),
+    "anchor": ("policy.path", "policy.base_vlm", "data.manifest", "anchor.manifest", "vqa.manifest"),
     "train": ("policy.path", "policy.base_vlm", "data.manifest"),
     "eval-vqa": ("policy.base_vlm", "vqa.manifest"),
     "eval-rollout": (),

@@ -35,6 +35,20 @@ def test_wrong_manifests_name_the_key(change, message):
         parse_manifest({**GOOD, **change}, "a file")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"types": ["color", "shape", "count"]}, "did you mean 'colour'"),
+        ({"types": ["shape", "count"]}, "three different"),
+        ({"types": ["shape", "shape", "shape"]}, "three different"),
+        ({"style": "noisy"}, "did you mean 'noise'"),
+    ],
+)
+def test_wrong_questions_name_the_key(change, message):
+    with pytest.raises(UserError, match=message):
+        parse_manifest({"kind": "vqa", "license": "Apache-2.0", **change}, "a file")
+
+
 def test_missing_licence_is_an_error():
     with pytest.raises(UserError, match="license"):
         parse_manifest({key: value for key, value in GOOD.items() if key != "license"}, "a file")

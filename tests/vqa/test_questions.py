@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from vla_tune.data.scenes import COLOURS, SHAPES, picture_hash, sample_scene
@@ -119,3 +120,14 @@ def test_too_many_questions_names_the_key():
 def test_a_manifest_of_demonstrations_is_refused():
     with pytest.raises(UserError, match=r"vqa\.manifest=metaworld-demo"):
         vqa_questions("metaworld-demo", "test", 6)
+
+
+def test_a_manifest_may_ask_three_types_only_and_through_a_noisy_camera():
+    plain, three, noise = (vqa_questions(name, "anchor") for name in ("shapes", "shapes-three", "shapes-noise"))
+    assert set(three["type"]) == {"colour", "shape", "existence"}
+    assert Counter(three["type"]) == dict.fromkeys(("colour", "shape", "existence"), 1000)
+    assert noise["question"] == plain["question"]
+    assert noise["answers"] == plain["answers"]
+    assert not set(noise["image_id"]) & set(plain["image_id"])
+    difference = np.asarray(noise[0]["image"], dtype=float) - np.asarray(plain[0]["image"], dtype=float)
+    assert 10 < difference.std() < 25

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from vla_tune.artifacts import table_digest
 from vla_tune.config import read_yaml, structured
+from vla_tune.data.scenes import QUESTION_TYPES, STYLES
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import available, resource
 
@@ -28,10 +29,15 @@ class DemonstrationsManifest:
 
 @dataclass
 class VqaManifest:
-    """Questions to draw; the splits (train, anchor, test) are the generator's own."""
+    """Questions to draw; the splits (train, anchor, test) are the generator's own.
+
+    types: three of the question types; empty: all six. style: `plain`, or `noise` (a noisy camera).
+    """
 
     kind: str = "vqa"
     generator: str = "shapes"
+    types: list[str] = field(default_factory=list)
+    style: str = "plain"
     seed: int = 0
     license: str = MISSING
 
@@ -64,6 +70,8 @@ def parse_manifest(values: dict[str, Any], source: str) -> Manifest:
         raise UserError(f"{source}: generator: '{manifest.generator}' is unknown; {nearest(manifest.generator, GENERATORS[kind])}")
     if isinstance(manifest, DemonstrationsManifest):
         _check_demonstrations(manifest, source)
+    else:
+        _check_questions(manifest, source)
     return manifest
 
 
@@ -73,6 +81,16 @@ def _check_demonstrations(manifest: DemonstrationsManifest, source: str) -> None
     for key in ("episodes_per_task", "image_size"):
         if getattr(manifest, key) < 1:
             raise UserError(f"{source}: {key}={getattr(manifest, key)}: must be at least 1")
+
+
+def _check_questions(manifest: VqaManifest, source: str) -> None:
+    for name in manifest.types:
+        if name not in QUESTION_TYPES:
+            raise UserError(f"{source}: types: '{name}' is no type of question; {nearest(name, list(QUESTION_TYPES))}")
+    if len(set(manifest.types)) not in (0, 3):
+        raise UserError(f"{source}: types: give three different ones, which each picture is asked, or none for all six")
+    if manifest.style not in STYLES:
+        raise UserError(f"{source}: style: '{manifest.style}' is unknown; {nearest(manifest.style, list(STYLES))}")
 
 
 def manifest_digest(manifest: Manifest) -> str:

@@ -27,6 +27,10 @@ COLOURS = {
 RADIUS = {"small": 4.5, "large": 8.0}
 MAX_OBJECTS = 5
 MIN_DISTANCE = 17.0
+QUESTION_TYPES = ("count", "count_attribute", "colour", "shape", "existence", "relation")
+STYLES = ("plain", "noise")
+NOISE = 20.0
+"""The deviation of a noisy camera's pixels, of 255."""
 SPLITS = {"train": 0, "anchor": 1, "test": 2}
 _SUPERSAMPLE = 4
 
@@ -78,6 +82,12 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
     tint = rng.integers(-8, 9, size=3)
     red, green, blue = (int(grey + t) for t in tint)
     return Scene(objects, (red, green, blue))
+
+
+def noisy(picture: Image.Image, seed: int, split: str, index: int) -> Image.Image:
+    """As a cheap camera shows it in the dark: independent noise on every pixel and channel."""
+    noise = np.random.default_rng([seed, SPLITS[split], index, 1]).normal(0, NOISE, (IMAGE_SIZE, IMAGE_SIZE, 3))
+    return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).round().astype(np.uint8))
 
 
 def picture_hash(picture: Image.Image) -> str:

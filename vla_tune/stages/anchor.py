@@ -43,7 +43,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
 
 def _take(config: Config, draft: Draft) -> Artifact:
     began = time.perf_counter()
-    questions = vqa_questions(config.vqa.manifest, "anchor", config.anchor.samples)
+    questions = vqa_questions(config.anchor.manifest or config.vqa.manifest, "anchor", config.anchor.samples)
     policy, base = starting_policy(config)
     adapter = adapt(policy)
     trained = [name for name, module in linears(adapter.vlm).items() if module.weight.requires_grad]

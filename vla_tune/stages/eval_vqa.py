@@ -150,7 +150,8 @@ def _open_anchor(config: Config, run: Path) -> Anchor | None:
 
 
 def _drift(anchor: Anchor, pair: Pair, batch_size: int) -> list[float]:
-    asked = vqa_questions(anchor.artifact.config["vqa"]["manifest"], "anchor", anchor.artifact.metrics["samples"])
+    taken = anchor.artifact.config
+    asked = vqa_questions(taken["anchor"].get("manifest") or taken["vqa"]["manifest"], "anchor", anchor.artifact.metrics["samples"])
     moments = stock_moments(pair.after, pair.processor, asked, batch_size, "drift")
     return drift(moments, anchor.stock_mean, anchor.stock_std)
 

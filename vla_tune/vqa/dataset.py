@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ import numpy as np
 
 from vla_tune.artifacts import file_digest, table_digest, write_json
 from vla_tune.console import warn
-from vla_tune.data.manifests import load_manifest
-from vla_tune.data.scenes import COLOURS, GENERATOR_VERSION, SHAPES, SPLITS, Scene, picture_hash, sample_scene
+from vla_tune.data.manifests import VqaManifest, load_manifest
+from vla_tune.data.scenes import COLOURS, GENERATOR_VERSION, QUESTION_TYPES, SHAPES, SPLITS, Scene, noisy, picture_hash, sample_scene
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
-from vla_tune.vqa.questions import QUESTION_TYPES, Question, ask
+from vla_tune.vqa.questions import Question, ask
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,12 +60,12 @@ def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> D
 
     """
     manifest = load_manifest(manifest_name)
-    if manifest.kind != "vqa":
+    if not isinstance(manifest, VqaManifest):
         raise UserError(f"vqa.manifest={manifest_name}: it describes {manifest.kind}, not questions")
     total = PICTURES * QUESTIONS_PER_PICTURE
     if count is not None and count > total:
         raise UserError(f"{SIZE_KEYS[split]}={count}: the {split} split of '{manifest_name}' has {total} questions")
-    return _read(_stored(manifest.seed, split), total if count is None else count)
+    return _read(_stored(manifest, split), total if count is None else count)
 
 
 def questions_digest(questions: Dataset) -> str:
@@ -73,8 +73,8 @@ def questions_digest(questions: Dataset) -> str:
     return table_digest(questions.remove_columns("image").to_dict())
 
 
-def generate(seed: int, split: str, pictures: int) -> Iterator[tuple[Scene, list[Question]]]:
-    """Scenes of a split with three questions each; two scenes in a row share out the question types.
+def generate(seed: int, split: str, pictures: int, types: Sequence[str] = QUESTION_TYPES) -> Iterator[tuple[Scene, list[Question]]]:
+    """Scenes of a split with three questions each; two scenes in a row share out the six question types, or each has all three.
 
     Of `CANDIDATES` scenes the one is kept whose questions have the answers used least so far within their types.
     """
@@ -84,8 +84,8 @@ def generate(seed: int, split: str, pictures: int) -> Iterator[tuple[Scene, list
     hands: list[list[str]] = []
     for _ in range(pictures):
         if not hands:
-            dealt = rng.permutation(list(QUESTION_TYPES)).tolist()
-            hands = [dealt[:QUESTIONS_PER_PICTURE], dealt[QUESTIONS_PER_PICTURE:]]
+            dealt = rng.permutation(list(types)).tolist()
+            hands = [dealt[at : at + QUESTIONS_PER_PICTURE] for at in range(0, len(dealt), QUESTIONS_PER_PICTURE)]
         kinds = hands.pop(0)
         offers: list[tuple[int, int, Scene, list[Question]]] = []
         while len(offers) < CANDIDATES:
@@ -113,9 +113,10 @@ def _lead(question: Question, used: Counter[tuple[str, ...]]) -> int:
     return used[question.type, question.answer] - min(used[question.type, answer] for answer in TYPE_ANSWERS[question.type])
 
 
-def _stored(seed: int, split: str) -> Path:
+def _stored(manifest: VqaManifest, split: str) -> Path:
     """The parquet file of a whole split, made where it is missing or does not match its digest."""
-    folder = cache_folder() / "questions" / f"shapes-{GENERATOR_VERSION}.{QUESTIONS_VERSION}-seed-{seed}-{split}"
+    kind = "-".join(["shapes", *sorted(manifest.types), *([manifest.style] if manifest.style != "plain" else [])])
+    folder = cache_folder() / "questions" / f"{kind}-{GENERATOR_VERSION}.{QUESTIONS_VERSION}-seed-{manifest.seed}-{split}"
     file, digest = folder / FILE, folder / "digest.json"
     if folder.exists():
         if _matches(file, digest):
@@ -125,7 +126,7 @@ def _stored(seed: int, split: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        _write(fresh / FILE, seed, split)
+        _write(fresh / FILE, manifest, split)
         write_json(fresh / digest.name, {"sha256": file_digest(fresh / FILE)})
         fresh.rename(folder)
     except OSError:
@@ -143,7 +144,7 @@ def _matches(file: Path, digest: Path) -> bool:
         return False
 
 
-def _write(file: Path, seed: int, split: str) -> None:
+def _write(file: Path, manifest: VqaManifest, split: str) -> None:
     """Write a split as parquet in the layout of Hugging Face datasets (feature `Image`)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -153,8 +154,10 @@ def _write(file: Path, seed: int, split: str) -> None:
     columns = {name: Value("string") for name in ("question_id", "image_id", "type", "question")}
     features = Features({**columns, "image": ImageFeature(), "answers": List(Value("string"))})
     rows: list[dict[str, Any]] = []
-    for picture, (scene, questions) in enumerate(generate(seed, split, PICTURES)):
+    for picture, (scene, questions) in enumerate(generate(manifest.seed, split, PICTURES, manifest.types or QUESTION_TYPES)):
         drawn, png = scene.draw(), io.BytesIO()
+        if manifest.style == "noise":
+            drawn = noisy(drawn, manifest.seed, split, picture)
         drawn.save(png, "PNG")
         shared = {"image_id": picture_hash(drawn)[:16], "image": {"bytes": png.getvalue(), "path": None}}
         for number, question in enumerate(questions):

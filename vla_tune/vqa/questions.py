@@ -28,7 +28,7 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     An answer is drawn first wherever the scene allows several, so that no answer of a type is much more likely
     than the others; `vla_tune.vqa.dataset` evens out what is left.
     """
-    return QUESTION_TYPES[kind](scene, rng)
+    return _QUESTIONS[kind](scene, rng)
 
 
 def caption(scene: Scene) -> str:
@@ -100,7 +100,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("relation", f"is {name_a} {words[1 - truth]} {name_b}?", ("no", "yes")[truth])
 
 
-QUESTION_TYPES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
+_QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "count": _count,
     "count_attribute": _count_attribute,
     "colour": _colour,
