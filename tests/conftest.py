@@ -77,6 +77,7 @@ def overrides(small_dataset):
         "policy.settings.chunk_size=4",
         "policy.settings.n_action_steps=2",
         "train.steps=4",
+        "train.lr=1e-3",
         "train.batch_size=4",
         "train.log_every=1",
         "train.checkpoint_every=2",
