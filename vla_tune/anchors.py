@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -39,7 +40,6 @@ class Anchor:
     mean, std: float32 `[width]` per block, in the policy's own prefix forward.
     stock_mean, stock_std: the same in the Hugging Face forward.
     robot_mean, robot_std: in the policy's path over robot frames; None where the anchor was taken without any.
-    subspace: what its linear layers read.
     backbone: the digest of the VLM's weights that they were taken from.
     """
 
@@ -50,8 +50,12 @@ class Anchor:
     stock_std: list[Tensor]
     robot_mean: list[Tensor] | None
     robot_std: list[Tensor] | None
-    subspace: Subspace
     backbone: str
+
+    @cached_property
+    def subspace(self) -> Subspace:
+        """What its linear layers read; opened when it is first asked for, as it can be larger than the VLM."""
+        return _load_subspace(self.artifact.path / "subspace.safetensors")
 
     @property
     def width(self) -> int:
@@ -85,7 +89,6 @@ def load_anchor(path: str | Path) -> Anchor:
         stock_std=series("stock.", "std"),
         robot_mean=series(ROBOT, "mean") if robot else None,
         robot_std=series(ROBOT, "std") if robot else None,
-        subspace=_load_subspace(folder / "subspace.safetensors"),
         backbone=str(artifact.metrics["backbone"]),
     )
 

@@ -63,6 +63,5 @@ def anchor(policy):
         stock_std=std,
         robot_mean=None,
         robot_std=None,
-        subspace=None,
         backbone=weights_digest(adapter.vlm.state_dict()),
     )

@@ -11,8 +11,9 @@ import torch
 
 from vla_tune.config import AegisConfig, MethodConfig
 from vla_tune.errors import UserError
+from vla_tune.geometry import gaussian
 from vla_tune.geometry.gaussian import batch_moments, sample_tokens, wasserstein2
-from vla_tune.methods import aegis, make_method
+from vla_tune.methods import make_method
 from vla_tune.policies import adapt
 
 
@@ -122,7 +123,7 @@ def test_a_blocks_own_gradient_stops_at_its_input(policy, batches, anchor):
 def test_the_penaltys_scale_cancels(policy, batches, anchor, monkeypatch, scale):
     other = copy.deepcopy(policy)
     backward(make(policy, anchor), batches[0])
-    monkeypatch.setattr(aegis, "wasserstein2", lambda *moments, whiten: scale * wasserstein2(*moments, whiten=whiten))
+    monkeypatch.setattr(gaussian, "wasserstein2", lambda *moments, whiten: scale * wasserstein2(*moments, whiten=whiten))
     backward(make(other, anchor), batches[0])
     for (name, a), (_, b) in zip(policy.named_parameters(), other.named_parameters(), strict=True):
         if a.grad is not None:
@@ -131,7 +132,7 @@ def test_the_penaltys_scale_cancels(policy, batches, anchor, monkeypatch, scale)
 
 def test_a_penalty_without_a_gradient_changes_nothing(policy, batches, anchor, monkeypatch):
     plain = copy.deepcopy(policy)
-    monkeypatch.setattr(aegis, "wasserstein2", lambda *moments, whiten: 0.0 * wasserstein2(*moments, whiten=whiten))
+    monkeypatch.setattr(gaussian, "wasserstein2", lambda *moments, whiten: 0.0 * wasserstein2(*moments, whiten=whiten))
     method = make(policy, anchor)
     backward(method, batches[0])
     backward(make_method("full", plain), batches[0])

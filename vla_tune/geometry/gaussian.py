@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,12 @@ class Moments:
         return (self.m2 / self.count + eps).sqrt()
 
 
+def gather(totals: list[Moments], states: list[Tensor], mask: Tensor) -> list[Moments]:
+    """`totals`, one a block (none yet: empty), with the tokens of `states` `[batch, tokens, d]` that count seen too."""
+    seen = [Moments.of(state[mask]) for state in states]
+    return seen if not totals else [total.merge(new) for total, new in zip(totals, seen, strict=True)]
+
+
 def batch_moments(x: Tensor, mask: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
     """Mean and sqrt(var + eps), `[d]` each, of the tokens that count; differentiable, in float32 or better.
 
@@ -101,3 +108,13 @@ def wasserstein2(mean: Tensor, std: Tensor, mean_a: Tensor, std_a: Tensor, *, wh
     if whiten:
         shift, spread = shift / std_a, spread / std_a
     return (shift.square() + spread.square()).sum(-1)
+
+
+def anchor_distances(
+    states: Iterable[Tensor], mask: Tensor, anchor: Iterable[tuple[Tensor, Tensor]], *, whiten: bool = False
+) -> list[Tensor]:
+    """`wasserstein2` of each block's tokens that count, `[batch, tokens, d]`, to its anchor's mean and deviation."""
+    return [
+        wasserstein2(*batch_moments(now, mask), mean.to(now.device), std.to(now.device), whiten=whiten)
+        for now, (mean, std) in zip(states, anchor, strict=True)
+    ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vla_tune.console import say
 from vla_tune.errors import UserError
-from vla_tune.geometry.gaussian import batch_moments, sample_tokens, wasserstein2
+from vla_tune.geometry.gaussian import anchor_distances, sample_tokens
 from vla_tune.geometry.projection import remove_conflict, remove_conflict_each
 from vla_tune.methods.base import Gradients, Method
 from vla_tune.policies.smolvla import Taps
@@ -118,11 +118,7 @@ class Aegis(Method):
         mask = taps.counted(self.options.tokens)
         if self.options.samples:
             mask = sample_tokens(mask, self.options.samples, seed=self.steps)
-        penalty = []
-        for states, (mean, std) in zip(taps.states, self._statistics, strict=True):
-            now = batch_moments(states, mask)
-            penalty.append(wasserstein2(*now, mean.to(states.device), std.to(states.device), whiten=self.options.whiten))
-        return penalty
+        return anchor_distances(taps.states, mask, self._statistics, whiten=self.options.whiten)
 
     def _project(self, descent: Gradients) -> dict[str, list[Any]]:
         """Take the conflict with the penalty's gradient out of `descent`, in place; diagnostics hold None for a frozen block."""

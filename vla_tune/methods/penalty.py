@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vla_tune.geometry.gaussian import batch_moments, wasserstein2
+from vla_tune.geometry.gaussian import anchor_distances
 from vla_tune.methods.base import Summed
 
 
@@ -26,8 +26,6 @@ class Penalty(Summed):
             task = super().losses(batch)
         assert taps.mask is not None
         assert self.anchor is not None
-        layers = []
-        for states, mean, std in zip(taps.states, self.anchor.mean, self.anchor.std, strict=True):
-            now = batch_moments(states, taps.mask)
-            layers.append(wasserstein2(*now, mean.to(states.device), std.to(states.device), whiten=self.settings.penalty.whiten))
+        statistics = zip(self.anchor.mean, self.anchor.std, strict=True)
+        layers = anchor_distances(taps.states, taps.mask, statistics, whiten=self.settings.penalty.whiten)
         return {**task, "penalty": torch.stack(layers).sum() / self.adapter.width}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vla_tune.console import progress
-from vla_tune.geometry.gaussian import Moments
+from vla_tune.geometry.gaussian import Moments, gather
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +38,6 @@ def frame_moments(adapter: SmolVLAAdapter, batches: Iterable[dict[str, Any]], co
                 finally:
                     told.remove()
             assert taps.mask is not None
-            seen = [Moments.of(state[taps.mask]) for state in taps.states]
-            totals = seen if not totals else [total.merge(new) for total, new in zip(totals, seen, strict=True)]
+            totals = gather(totals, taps.states, taps.mask)
             counter.advance()
     return totals

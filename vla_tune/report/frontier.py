@@ -15,7 +15,6 @@ It is read from the runs' artifacts alone, and so can be made while a study is u
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def minutes(run: Run) -> float | None:
         return None
     manifest = run.artifacts["train"].manifest
     sources = [Path(made_from["path"]) / "artifact.json" for made_from in manifest["inputs"] if made_from["stage"] == "train"]
-    recorded = [manifest["metrics"], *(json.loads(file.read_text())["metrics"] if file.is_file() else {} for file in sources)]
+    recorded = [manifest["metrics"], *(read_json(file)["metrics"] if file.is_file() else {} for file in sources)]
     seconds = [metrics.get("seconds") for metrics in recorded]
     return None if None in seconds else sum(seconds) / 60
 
@@ -158,8 +157,7 @@ def _figure(figure: Row | None) -> str:
 def _difference(test: Row | None) -> str:
     if test is None:
         return tables.NONE
-    p = f"p = {test['p']:.2g}" if test["p"] else "p < 1e-300"
-    return f"{100 * test['difference']:+.1f} (-{test['lost']} +{test['gained']}, {p})"
+    return f"{100 * test['difference']:+.1f} (-{test['lost']} +{test['gained']}, {tables.p_value(test['p'])})"
 
 
 def _by_picture(rows: list[Row], key: str, pictures: dict[Any, int]) -> npt.NDArray[np.float64]:

@@ -175,6 +175,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
 
 
+def p_value(p: float) -> str:
+    """`p = ...`, or a bound where it underflows."""
+    return f"p = {p:.2g}" if p else "p < 1e-300"
+
+
 def number(value: float | None) -> str:
     """Three significant digits."""
     if value is None or not math.isfinite(value):

@@ -19,6 +19,7 @@ from vla_tune.errors import UserError
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, policy_vlm, vlm_source
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
+from vla_tune.report.tables import p_value
 from vla_tune.vqa.answering import answer, cached_answers
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.scoring import Floats, Scored, accuracy_by_type, blind_answers, exact_match, mcnemar, summarise
@@ -216,7 +217,7 @@ def _show(report: dict[str, Any]) -> None:
     ]
     table("VQA, with 95 % intervals", ["type", "n", "base", "tuned", "retention", "blind guesser"], rows)
     lost, gained, p = (report[name] for name in ("lost", "gained", "mcnemar_p"))
-    say(f"{lost} answers lost, {gained} gained (McNemar's exact test: p {f'= {p:.2g}' if p else '< 1e-300'})")
+    say(f"{lost} answers lost, {gained} gained (McNemar's exact test: {p_value(p)})")
     if report["drift"] is not None:
         say(f"drift from the anchor: {report['drift']:.3g} (mean over layers of W2^2 / width)")
 

@@ -15,7 +15,7 @@ from vla_tune.console import say
 from vla_tune.errors import UserError
 from vla_tune.methods import make_method, method_class
 from vla_tune.methods.wise_ft import finished_run
-from vla_tune.report.runs import logged, mean, mean_energy_shed, read_metrics
+from vla_tune.report.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
 from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint
 from vla_tune.training.export import export
 from vla_tune.training.heldout import heldout_loss
@@ -179,7 +179,7 @@ def summary(metrics: Path) -> dict[str, Any]:
     return {
         "steps": last["step"],
         "loss": last["loss"],
-        "step_s": statistics.median(row["step_s"] for row in rows) if rows else None,
+        "step_s": median_step_s(rows),
         "data_s": statistics.median(row["data_s"] for row in rows) if rows else None,
         "energy_shed": mean_energy_shed(rows),
         "projected": mean(logged(rows, "projected")),

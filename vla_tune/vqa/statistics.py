@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vla_tune.console import progress
-from vla_tune.geometry.gaussian import Moments, wasserstein2
+from vla_tune.geometry.gaussian import Moments, gather, wasserstein2
 from vla_tune.policies.smolvla import SmolVLAAdapter, Taps, residual_taps
 from vla_tune.vqa.answering import tokenizer_of
 from vla_tune.vqa.batches import answered_inputs
@@ -47,7 +47,7 @@ def policy_moments(adapter: SmolVLAAdapter, questions: Dataset, batch_size: int)
             tokens, token_mask = tokenise(batch["question"])
             taps = adapter.prefix_forward(pixels(batch["image"]).to(device), tokens.to(device), token_mask.to(device))
             assert taps.mask is not None
-            totals = _gather(totals, taps.states, taps.mask)
+            totals = gather(totals, taps.states, taps.mask)
             counter.advance(len(batch["question"]))
     return totals
 
@@ -78,7 +78,7 @@ def stock_moments(
                 inputs.expect(ids, batch["attention_mask"].bool(), vlm.get_input_embeddings().weight.shape[0])
             with residual_taps(vlm, Taps()) as taps:
                 vlm.model(**batch, use_cache=False)
-            totals = _gather(totals, taps.states, image_and_question(ids, processor))
+            totals = gather(totals, taps.states, image_and_question(ids, processor))
             counter.advance(len(rows))
     return totals
 
@@ -153,8 +153,3 @@ def image_and_question(ids: Tensor, processor: SmolVLMProcessor) -> Tensor:
     special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
     mask: Tensor = image | (behind & ~over & ~special)
     return mask
-
-
-def _gather(totals: list[Moments], states: list[Tensor], mask: Tensor) -> list[Moments]:
-    seen = [Moments.of(state[mask]) for state in states]
-    return seen if not totals else [total.merge(new) for total, new in zip(totals, seen, strict=True)]
