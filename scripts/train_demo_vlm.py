@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -235,8 +236,8 @@ class Packer:
             self._branches[question, answer] = (prompt + reply, len(prompt))
         return self._branches[question, answer]
 
-    def pack(self, scene: Scene, phase: Phase, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """ids, positions, segments, labels and loss weights, each [length]."""
+    def pack(self, described: str, questions: Iterable[Question]) -> tuple[np.ndarray, ...]:
+        """The caption and as many questions as there is room for: ids, positions, segments, labels and loss weights, each [length]."""
         ids = np.full(self.length, self.processor.tokenizer.pad_token_id)
         positions = np.zeros(self.length, dtype=np.int64)
         segments = np.full(self.length, -1)
@@ -245,12 +246,8 @@ class Packer:
         start = len(self.prefix)
         ids[:start], positions[:start], segments[:start] = self.prefix, np.arange(start), 0
         at = start
-        branches = [(*self.branch(CAPTION_REQUEST, caption(scene)), 0.15)]
-        for kind in rng.permutation(phase.questions):
-            question = place(scene, rng) if kind == "place" else ask(scene, kind, rng)
-            if question is None or (phase.plain_directions and (" right of " in question.text or " below " in question.text)):
-                continue
-            branches.append((*self.branch(question.text, question.answer), 1.0))
+        branches = [(*self.branch(CAPTION_REQUEST, described), 0.15)]
+        branches += [(*self.branch(question.text, question.answer), 1.0) for question in questions]
         for segment, (tokens, prompt, weight) in enumerate(branches, start=1):
             end = at + len(tokens)
             if end > self.length:
@@ -260,6 +257,14 @@ class Packer:
             weights[at + prompt - 1 : end - 1] = weight
             at = end
         return ids, positions, segments, labels, weights
+
+
+def asked_in(phase: Phase, scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    """The questions of a phase about a scene, in random order."""
+    for kind in rng.permutation(phase.questions):
+        question = place(scene, rng) if kind == "place" else ask(scene, kind, rng)
+        if question and not (phase.plain_directions and (" right of " in question.text or " below " in question.text)):
+            yield question
 
 
 @dataclass
@@ -283,8 +288,13 @@ def make_batch(packer: Packer, phase: Phase, seed: int, indices: range, test_has
         picture = scene.draw()
         if picture_hash(picture) in test_hashes:
             continue
-        packed = packer.pack(scene, phase, np.random.default_rng([seed, 9, index]))
+        packed = packer.pack(caption(scene), asked_in(phase, scene, np.random.default_rng([seed, 9, index])))
         rows.append((np.asarray(picture), cells_of(scene), *packed))
+    return batch_of(rows)
+
+
+def batch_of(rows: list[tuple[np.ndarray, ...]]) -> Batch:
+    """Pictures, their cells and what `Packer.pack` made of their questions."""
     stacked = [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
     stacked[0] = stacked[0].permute(0, 3, 1, 2).float() / 127.5 - 1
     return Batch(*stacked)

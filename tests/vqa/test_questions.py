@@ -9,7 +9,8 @@ import pytest
 from vla_tune.data.scenes import COLOURS, SHAPES, picture_hash, sample_scene
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
-from vla_tune.vqa.dataset import SCENES, TYPE_ANSWERS, generate, questions_digest, vqa_questions
+from vla_tune.vqa.dataset import DRAWN, SCENES, generate, questions_digest, vqa_questions
+from vla_tune.vqa.questions import ANSWERS
 
 RELATIONS = {
     "left of": lambda a, b: b.x - a.x,
@@ -53,7 +54,7 @@ def oracle(scene, text):  # noqa: PLR0911 - a return a type of question
 
 @pytest.mark.parametrize("split", ["anchor", "test"])
 def test_answers_equal_an_independent_oracle(split):
-    asked = [(scene, question) for scene, questions in generate(0, split, 150) for question in questions]
+    asked = [(scene, question) for scene, questions in generate(DRAWN, 0, split, 150) for question in questions]
     assert len(asked) == 450
     for scene, question in asked:
         assert oracle(scene, question.text) == question.answer, (scene, question)
@@ -62,11 +63,11 @@ def test_answers_equal_an_independent_oracle(split):
 @pytest.mark.parametrize("split", ["anchor", "test"])
 def test_types_are_even_and_answers_balanced(split):
     questions = vqa_questions("shapes", split)
-    assert Counter(questions["type"]) == dict.fromkeys(TYPE_ANSWERS, 500)
+    assert Counter(questions["type"]) == dict.fromkeys(ANSWERS, 500)
     assert len(set(questions["question_id"])) == 3000
     assert set(Counter(questions["image_id"]).values()) == {3}
     pairs = Counter(zip(questions["type"], (answers[0] for answers in questions["answers"]), strict=True))
-    for kind, answers in TYPE_ANSWERS.items():
+    for kind, answers in ANSWERS.items():
         counts = [pairs[kind, answer] for answer in answers]
         assert sum(counts) == 500
         assert max(counts) - min(counts) <= 3, (kind, counts)
@@ -76,7 +77,7 @@ def test_a_prefix_is_a_smaller_set_of_the_same_kind():
     whole, part = vqa_questions("shapes", "test"), vqa_questions("shapes", "test", 60)
     assert part["question_id"] == whole["question_id"][:60]
     assert len(set(part["image_id"])) == 20
-    assert Counter(part["type"]) == dict.fromkeys(TYPE_ANSWERS, 10)
+    assert Counter(part["type"]) == dict.fromkeys(ANSWERS, 10)
 
 
 def test_pictures_of_the_splits_are_disjoint():
@@ -95,9 +96,9 @@ def test_pictures_of_the_splits_are_disjoint():
 
 
 def test_the_same_every_time():
-    one, other = list(generate(3, "test", 20)), list(generate(3, "test", 20))
+    one, other = list(generate(DRAWN, 3, "test", 20)), list(generate(DRAWN, 3, "test", 20))
     assert one == other
-    assert one != list(generate(4, "test", 20))
+    assert one != list(generate(DRAWN, 4, "test", 20))
 
 
 def test_a_damaged_set_is_made_again(capsys):

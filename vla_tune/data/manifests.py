@@ -31,7 +31,8 @@ class DemonstrationsManifest:
 class VqaManifest:
     """Questions to draw; the splits (train, anchor, test) are the generator's own.
 
-    types: three of the question types; empty: all six. style: `plain`, or `noise` (a noisy camera).
+    generator: `shapes` (drawn), or `touch` (the scene of our touch tasks, through the robot's camera).
+    types: three of the question types of shapes; empty: all six. style: `plain`, or `noise` (a noisy camera).
     """
 
     kind: str = "vqa"
@@ -44,7 +45,7 @@ class VqaManifest:
 
 Manifest = DemonstrationsManifest | VqaManifest
 SCHEMAS: dict[str, type[Manifest]] = {"demonstrations": DemonstrationsManifest, "vqa": VqaManifest}
-GENERATORS = {"demonstrations": ["metaworld"], "vqa": ["shapes"]}
+GENERATORS = {"demonstrations": ["metaworld"], "vqa": ["shapes", "touch"]}
 
 
 def load_manifest(name: str) -> Manifest:
@@ -84,6 +85,8 @@ def _check_demonstrations(manifest: DemonstrationsManifest, source: str) -> None
 
 
 def _check_questions(manifest: VqaManifest, source: str) -> None:
+    if manifest.types and manifest.generator != "shapes":
+        raise UserError(f"{source}: types: they can be chosen for the generator 'shapes' alone")
     for name in manifest.types:
         if name not in QUESTION_TYPES:
             raise UserError(f"{source}: types: '{name}' is no type of question; {nearest(name, list(QUESTION_TYPES))}")

@@ -1,4 +1,4 @@
-"""The demo's VQA sets: pictures of a split with three questions each, answers balanced within every type.
+"""The VQA sets that we make: pictures of a split with three questions each, answers balanced within every type.
 
 The order is fixed and every six questions hold each type once, so the first N questions of a split are a smaller set
 of the same kind. Made once, kept under the cache folder, and checked before reuse.
@@ -11,22 +11,24 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from vla_tune.artifacts import file_digest, table_digest, write_json
 from vla_tune.console import warn
 from vla_tune.data.manifests import VqaManifest, load_manifest
-from vla_tune.data.scenes import COLOURS, GENERATOR_VERSION, QUESTION_TYPES, SHAPES, SPLITS, Scene, noisy, picture_hash, sample_scene
+from vla_tune.data.scenes import GENERATOR_VERSION, SPLITS, noisy, picture_hash, sample_scene
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
-from vla_tune.vqa.questions import Question, ask
+from vla_tune.vqa.questions import ANSWERS, Question, ask
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL.Image import Image as Picture
 
 QUESTIONS_VERSION = 1
 PICTURES = 1000
@@ -37,17 +39,41 @@ SCENES = 5000
 """The scenes of a split that training keeps away from by content hash; enough for `PICTURES` times `CANDIDATES` that fit."""
 DRAWS = 8
 """Questions of one type drawn from one scene, of which the one with the rarest answer is kept."""
-TYPE_ANSWERS = {
-    "count": ("1", "2", "3", "4", "5"),
-    "count_attribute": ("0", "1", "2", "3"),
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-    "existence": ("yes", "no"),
-    "relation": ("yes", "no"),
-}
-"""The answers that are evened out within each type; scenes for others (four alike) are too rare, and are not asked about."""
 SIZE_KEYS = {"anchor": "anchor.samples", "test": "vqa.questions"}
 FILE = "questions.parquet"
+
+
+class Drawable(Protocol):
+    """A scene of any generator."""
+
+    def draw(self) -> Picture:
+        """Its picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Generator[S: Drawable]:
+    """What questions are made from.
+
+    sample: the scene of a seed, a split and a number. ask: a question of a type about it, where it allows one.
+    answers: by question type, those that are evened out; scenes for others (four alike) are too rare, and are not asked about.
+    """
+
+    sample: Callable[[int, str, int], S]
+    ask: Callable[[S, str, np.random.Generator], Question | None]
+    answers: Mapping[str, Sequence[str]]
+
+
+DRAWN = Generator(sample_scene, ask, ANSWERS)
+
+
+def generator_of(manifest: VqaManifest) -> Generator[Any]:
+    """The generator that a manifest names; the robot's world is imported when it is needed."""
+    if manifest.generator == "shapes":
+        return DRAWN
+    from vla_tune.vqa.touch_scenes import TOUCH
+
+    return TOUCH
 
 
 def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> Dataset:
@@ -73,8 +99,10 @@ def questions_digest(questions: Dataset) -> str:
     return table_digest(questions.remove_columns("image").to_dict())
 
 
-def generate(seed: int, split: str, pictures: int, types: Sequence[str] = QUESTION_TYPES) -> Iterator[tuple[Scene, list[Question]]]:
-    """Scenes of a split with three questions each; two scenes in a row share out the six question types, or each has all three.
+def generate[S: Drawable](
+    generator: Generator[S], seed: int, split: str, pictures: int, types: Sequence[str] = ()
+) -> Iterator[tuple[S, list[Question]]]:
+    """Scenes of a split with three questions each; two scenes in a row share out the six types, or each has the three of `types`.
 
     Of `CANDIDATES` scenes the one is kept whose questions have the answers used least so far within their types.
     """
@@ -84,16 +112,16 @@ def generate(seed: int, split: str, pictures: int, types: Sequence[str] = QUESTI
     hands: list[list[str]] = []
     for _ in range(pictures):
         if not hands:
-            dealt = rng.permutation(list(types)).tolist()
+            dealt = rng.permutation(list(types or generator.answers)).tolist()
             hands = [dealt[at : at + QUESTIONS_PER_PICTURE] for at in range(0, len(dealt), QUESTIONS_PER_PICTURE)]
         kinds = hands.pop(0)
-        offers: list[tuple[int, int, Scene, list[Question]]] = []
+        offers: list[tuple[int, int, S, list[Question]]] = []
         while len(offers) < CANDIDATES:
             index = next(scenes)
-            scene = sample_scene(seed, split, index)
-            questions = [question for kind in kinds if (question := _rarest(scene, kind, rng, used))]
+            scene = generator.sample(seed, split, index)
+            questions = [question for kind in kinds if (question := _rarest(generator, scene, kind, rng, used))]
             if len(questions) == len(kinds):
-                offers.append((sum(_lead(question, used) ** 2 for question in questions), index, scene, questions))
+                offers.append((sum(_lead(generator, question, used) ** 2 for question in questions), index, scene, questions))
         _, _, scene, questions = min(offers, key=lambda offer: offer[:2])
         for question in questions:
             used[question.type, question.answer] += 1
@@ -101,21 +129,23 @@ def generate(seed: int, split: str, pictures: int, types: Sequence[str] = QUESTI
         yield scene, questions
 
 
-def _rarest(scene: Scene, kind: str, rng: np.random.Generator, used: Counter[tuple[str, ...]]) -> Question | None:
+def _rarest[S: Drawable](
+    generator: Generator[S], scene: S, kind: str, rng: np.random.Generator, used: Counter[tuple[str, ...]]
+) -> Question | None:
     """Of `DRAWS` questions the one whose answer is the rarest so far, in its type and then for its own text."""
-    drawn = [ask(scene, kind, rng) for _ in range(DRAWS)]
-    fit = [q for q in drawn if q and q.answer in TYPE_ANSWERS[kind]]
+    drawn = [generator.ask(scene, kind, rng) for _ in range(DRAWS)]
+    fit = [q for q in drawn if q and q.answer in generator.answers[kind]]
     return min(fit, key=lambda q: (used[kind, q.answer], used[kind, q.text, q.answer]), default=None)
 
 
-def _lead(question: Question, used: Counter[tuple[str, ...]]) -> int:
+def _lead(generator: Generator[Any], question: Question, used: Counter[tuple[str, ...]]) -> int:
     """How often this answer was used more than the rarest one of its type."""
-    return used[question.type, question.answer] - min(used[question.type, answer] for answer in TYPE_ANSWERS[question.type])
+    return used[question.type, question.answer] - min(used[question.type, answer] for answer in generator.answers[question.type])
 
 
 def _stored(manifest: VqaManifest, split: str) -> Path:
     """The parquet file of a whole split, made where it is missing or does not match its digest."""
-    kind = "-".join(["shapes", *sorted(manifest.types), *([manifest.style] if manifest.style != "plain" else [])])
+    kind = "-".join([manifest.generator, *sorted(manifest.types), *([manifest.style] if manifest.style != "plain" else [])])
     folder = cache_folder() / "questions" / f"{kind}-{GENERATOR_VERSION}.{QUESTIONS_VERSION}-seed-{manifest.seed}-{split}"
     file, digest = folder / FILE, folder / "digest.json"
     if folder.exists():
@@ -154,7 +184,7 @@ def _write(file: Path, manifest: VqaManifest, split: str) -> None:
     columns = {name: Value("string") for name in ("question_id", "image_id", "type", "question")}
     features = Features({**columns, "image": ImageFeature(), "answers": List(Value("string"))})
     rows: list[dict[str, Any]] = []
-    for picture, (scene, questions) in enumerate(generate(manifest.seed, split, PICTURES, manifest.types or QUESTION_TYPES)):
+    for picture, (scene, questions) in enumerate(generate(generator_of(manifest), manifest.seed, split, PICTURES, manifest.types)):
         drawn, png = scene.draw(), io.BytesIO()
         if manifest.style == "noise":
             drawn = noisy(drawn, manifest.seed, split, picture)

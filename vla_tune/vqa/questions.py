@@ -11,6 +11,15 @@ from vla_tune.data.scenes import COLOURS, SHAPES, Object, Scene
 
 RELATION_MARGIN = 8.0
 """Two objects must differ by this many pixels along the axis that a relation asks about."""
+ANSWERS = {
+    "count": ("1", "2", "3", "4", "5"),
+    "count_attribute": ("0", "1", "2", "3"),
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "existence": ("yes", "no"),
+    "relation": ("yes", "no"),
+}
+"""By question type, the answers that a set of questions has in equal numbers."""
 
 
 @dataclass(frozen=True)
