@@ -26,7 +26,7 @@ from vla_tune.artifacts import write_json
 from vla_tune.config import load_config
 from vla_tune.console import progress, table
 from vla_tune.geometry.projection import remove_conflict
-from vla_tune.geometry.subspace import project_out, rank_of
+from vla_tune.geometry.subspace import project_out
 from vla_tune.methods import make_method
 from vla_tune.methods.base import Gradients, Method
 from vla_tune.policies.loading import load_vlm
@@ -126,8 +126,7 @@ def outside(name: str, gradient: Tensor, known: Subspace) -> Tensor:
     layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
     if layer not in known.reads:
         return torch.zeros_like(gradient)
-    first = known.reads[layer]
-    return project_out(gradient, known.bases[first][:, : rank_of(known.values[first], 0.99, known.energy[first])])
+    return project_out(gradient, known.inputs[known.reads[layer]].leading(0.99))
 
 
 def moved(change: Gradients, known: Subspace) -> float:
@@ -136,9 +135,8 @@ def moved(change: Gradients, known: Subspace) -> float:
     for name, gradient in change.items():
         layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
         if layer in known.reads:
-            first = known.reads[layer]
-            basis = known.bases[first]
-            total += float(((gradient @ basis).square().sum(0) * known.values[first][: basis.shape[1]]).sum())
+            read = known.inputs[known.reads[layer]]
+            total += float(((gradient @ read.basis).square().sum(0) * read.values[: read.basis.shape[1]]).sum())
     return total
 
 

@@ -11,24 +11,46 @@ from torch import Tensor
 
 from vla_tune.artifacts import Artifact, read_artifact
 from vla_tune.errors import UserError
+from vla_tune.geometry.subspace import leading_pairs, rank_of
 
 ROBOT = "robot."
 """What the names of the robot frames' statistics start with."""
 
 
 @dataclass(frozen=True)
-class Subspace:
-    """The directions that each linear layer's inputs take on VQA samples, in the Hugging Face forward.
+class Directions:
+    """Eigenvectors of a second moment: `basis`, float32 `[width, kept]`, the strongest first.
 
-    bases: float32 `[width, kept]` by an input's first reader, the strongest direction first.
-    values: the eigenvalues `[width]` that go with them. energy: the mean squared norm.
+    values: the eigenvalues, all that were computed. energy: the mean squared norm, their sum.
+    """
+
+    basis: Tensor
+    values: Tensor
+    energy: float
+
+    def leading(self, energy: float) -> Tensor:
+        """Those that carry this share of the energy, or as many as there are."""
+        return self.basis[:, : rank_of(self.values, energy, self.energy)]
+
+
+def protected_pairs(outputs: Directions, inputs: Directions, energy: float) -> Tensor:
+    """The mask `[outputs kept, inputs kept]` of `leading_pairs` among the stored directions of a layer's two sides."""
+    above, below = (side.values[: side.basis.shape[1]] for side in (outputs, inputs))
+    return leading_pairs(above, below, energy, outputs.energy * inputs.energy)
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """The directions that each linear layer's inputs take on VQA samples, and those in which the answers feel its outputs.
+
+    inputs: by an input's first reader, in the Hugging Face forward.
+    outputs: by layer, of the gradients of the answers; empty where the anchor was taken without any.
     reads: linear layer to the first reader of its input.
     tokens: how often each token of the vocabulary was read.
     """
 
-    bases: dict[str, Tensor]
-    values: dict[str, Tensor]
-    energy: dict[str, float]
+    inputs: dict[str, Directions]
+    outputs: dict[str, Directions]
     reads: dict[str, str]
     tokens: Tensor
 
@@ -98,11 +120,15 @@ def _load_subspace(file: Path) -> Subspace:
 
     with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
         reads: dict[str, str] = json.loads(opened.metadata()["reads"])
-        firsts = sorted(set(reads.values()))
+        names = set(opened.keys())
+
+        def directions(prefix: str) -> Directions:
+            basis, values, energy = (opened.get_tensor(f"{prefix}.{part}") for part in ("basis", "values", "energy"))
+            return Directions(basis, values, float(energy))
+
         return Subspace(
-            bases={name: opened.get_tensor(f"{name}.basis") for name in firsts},
-            values={name: opened.get_tensor(f"{name}.values") for name in firsts},
-            energy={name: float(opened.get_tensor(f"{name}.energy")) for name in firsts},
+            inputs={name: directions(name) for name in sorted(set(reads.values()))},
+            outputs={name: directions(f"{name}.outputs") for name in reads if f"{name}.outputs.basis" in names},
             reads=reads,
             tokens=opened.get_tensor("tokens"),
         )

@@ -73,7 +73,8 @@ class AnchorConfig:
 
     manifest: the questions; default: `vqa.manifest`.
     frames: how many of the demonstrations' frames are read beside them, to tell how far the two overlap; 0: none.
-    energy: the share of its inputs' energy that the stored directions of each linear layer carry.
+    gradients: on how many of the samples the answers' gradients are taken, which tell what they feel of each layer; 0: none.
+    energy: the share of its inputs' energy (and of its outputs' gradients') that the stored directions of each linear layer carry.
     rank: the most directions that are stored of one layer. exact_width: wider layers are sketched, with this rank.
     path: an anchor artifact to use instead.
     """
@@ -82,6 +83,7 @@ class AnchorConfig:
     samples: int = 1000
     batch_size: int = 50
     frames: int = 512
+    gradients: int = 512
     energy: float = 0.999
     rank: int = 2048
     exact_width: int = 4096
@@ -214,11 +216,15 @@ class AegisConfig:
 class SubspaceConfig:
     """What of the VLM must not change.
 
-    energy: the share of the VQA inputs' energy that each layer's protected directions carry; at most `anchor.energy`.
+    sides: `inputs`: every layer keeps its outputs on the leading directions of its VQA inputs. `both`: it keeps those pairs of
+        an input and an output direction that matter most to the answers; the anchor needs `anchor.gradients`.
+    energy: the share of its inputs' energy, or (`both`) of what the answers feel of its inputs, that each layer's protected
+        directions or pairs carry; at most `anchor.energy`, or its square.
     project: `gradient`, `update` (the change that the optimizer makes) or `both`.
     every: steps from one projection of the change to the next; the last step's is always projected.
     """
 
+    sides: str = "both"
     energy: float = 0.99
     project: str = "both"
     every: int = 10
@@ -341,6 +347,7 @@ AT_LEAST_ONE = (
 AT_LEAST_ZERO = (
     "seed",
     "anchor.frames",
+    "anchor.gradients",
     "method.warmup.steps",
     "method.aegis.samples",
     "data.cache_mb",
@@ -358,6 +365,7 @@ CHOICES = {
     "method.aegis.group": ("layer", "tensor", "model"),
     "method.aegis.project": ("gradient", "update"),
     "method.subspace.project": ("both", "gradient", "update"),
+    "method.subspace.sides": ("both", "inputs"),
 }
 
 

@@ -20,6 +20,7 @@ READS = {
         "anchor.samples",
         "anchor.batch_size",
         "anchor.frames",
+        "anchor.gradients",
         "anchor.energy",
         "anchor.rank",
         "anchor.exact_width",

@@ -8,7 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_tune.geometry.subspace import SecondMoment, SketchedMoment, complement, project_on, project_out, rank_of, share_inside
+from vla_tune.geometry.subspace import (
+    SecondMoment,
+    SketchedMoment,
+    complement,
+    leading_pairs,
+    project_on,
+    project_out,
+    project_pairs,
+    rank_of,
+    share_inside,
+)
 
 
 def rows(seed: int, count: int, width: int, rank: int | None = None) -> torch.Tensor:
@@ -113,3 +123,37 @@ def test_full_energy_leaves_out_what_is_rounding():
 def test_shares_inside_a_subspace_and_outside_sum_to_one(seed, count, width, kept):
     total, u = moment(rows(seed, count, width)).total, basis(seed + 1, width, min(kept, width))
     assert share_inside(total, u) + share_inside(total, complement(u)) == pytest.approx(1)
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 5), st.floats(0.1, 0.999))
+def test_pairs_are_the_leading_eigenvectors_of_the_kronecker_product(seed, out, width, energy):
+    """Against numpy's eigenvectors of the whole matrix."""
+    a, b = moment(rows(seed, 8, width)), moment(rows(seed + 1, 8, out))
+    (inputs, u), (outputs, v) = a.principal(), b.principal()
+    pairs = leading_pairs(outputs, inputs, energy, a.energy * b.energy)
+    left = project_pairs(rows(seed + 2, out, width), v, u, pairs)
+
+    values, vectors = np.linalg.eigh(np.kron((b.total / b.count).numpy(), (a.total / a.count).numpy()))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    kept = int((np.cumsum(values) < energy * values.sum()).sum()) + 1
+    leading = vectors[:, :kept]
+    whole = rows(seed + 2, out, width).numpy().reshape(-1)
+    assert int(pairs.sum()) == kept
+    assert np.allclose(left.numpy().reshape(-1), whole - leading @ (leading.T @ whole), atol=1e-6)
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 8), st.integers(1, 6), st.integers(1, 8))
+def test_protected_pairs_are_gone_and_nothing_else_changes(seed, out, width, j, i):
+    v, u, g = basis(seed, out, min(j, out)), basis(seed + 1, width, min(i, width)), rows(seed + 2, out, width)
+    pairs = torch.from_numpy(np.random.default_rng(seed).random((v.shape[1], u.shape[1])) < 0.5)
+    left = project_pairs(g, v, u, pairs)
+    assert torch.allclose((v.T @ left @ u)[pairs], torch.zeros(int(pairs.sum()), dtype=g.dtype), atol=1e-10)
+    assert torch.allclose((v.T @ left @ u)[~pairs], (v.T @ g @ u)[~pairs], atol=1e-10)
+    assert torch.allclose(project_pairs(left, v, u, pairs), left, atol=1e-10)
+
+
+@given(seeds, st.integers(1, 6), widths, st.integers(0, 12))
+def test_with_every_output_pairs_are_the_input_side(seed, out, width, kept):
+    u, g = basis(seed, width, min(kept, width)), rows(seed + 1, out, width)
+    everything = torch.ones(out, u.shape[1])
+    assert torch.allclose(project_pairs(g, basis(seed + 2, out, out), u, everything), project_out(g, u), atol=1e-10)

@@ -26,24 +26,30 @@ def setup(tmp_path_factory, small_dataset):
     def config(*more):
         small = ["data.manifest=null", "data.repo_id=local/small", f"data.root={small_dataset}", "train.batch_size=4", "train.steps=4"]
         rest = ["policy.settings.chunk_size=4", "policy.settings.n_action_steps=2", "train.warmup_steps=1", "train.checkpoint_every=2"]
-        own = [f"anchor.samples={SAMPLES}", "anchor.energy=1", "anchor.frames=0", "method.name=subspace", "method.subspace.energy=1"]
-        return load_config("demo", [*small, *rest, *own, *more])
+        anchor = [f"anchor.samples={SAMPLES}", "anchor.energy=1", "anchor.frames=0"]
+        method = ["method.name=subspace", "method.subspace.sides=inputs", "method.subspace.energy=1"]
+        return load_config("demo", [*small, *rest, *anchor, *method, *more])
 
     run = tmp_path_factory.mktemp("run")
     anchor_stage.run(config(), run)
     return config, run
 
 
-def answers(vlm):
-    """Logits on the anchor's own questions, in the Hugging Face forward."""
+def answers(vlm, *, choice=False):
+    """Logits on the anchor's own questions, in the Hugging Face forward; `choice`: where the answers are said, centred, of their tokens."""
     batch = answered_inputs(load_vlm(str(demo_vlm()))[1], vqa_questions("shapes", "anchor", SAMPLES), list(range(SAMPLES)))
-    batch.pop("labels")
+    labels = batch.pop("labels")
     with torch.no_grad():
-        return vlm(**batch).logits[batch["attention_mask"].bool()]
+        logits = vlm(**batch).logits
+    if not choice:
+        return logits[batch["attention_mask"].bool()]
+    said = labels[:, 1:] >= 0
+    chosen = logits[:, :-1][said][:, labels[labels >= 0].unique()]
+    return chosen - chosen.mean(-1, keepdim=True)
 
 
-def trained(config, run, name, steps=4):
-    """The policy's logits before and after some steps of a method, and how far its VLM moved."""
+def trained(config, run, name, steps=4, *, choice=False):
+    """How far a method's steps move the policy's logits and its VLM, and the logits' size."""
     start = make_start(config)
     anchor = load_anchor(run / "anchor")
     method = make_method(name, start.policy, anchor=anchor, settings=config.method)
@@ -51,14 +57,14 @@ def trained(config, run, name, steps=4):
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     vlm = adapt(start.policy).vlm
-    before, weights = answers(vlm), {n: p.detach().clone() for n, p in vlm.named_parameters()}
+    before, weights = answers(vlm, choice=choice), {n: p.detach().clone() for n, p in vlm.named_parameters()}
     batch = start.processors[0](as_floats(next(iter(make_loader(config, start.dataset, 0)))))
     for _ in range(steps):
         method.backward(dict(batch))
         method.step(optimizer)
     method.finish(run)
     moved = {n: float((p.detach() - weights[n]).norm() / weights[n].norm()) for n, p in vlm.named_parameters()}
-    return (answers(vlm) - before).abs().max().item(), moved, before.abs().max().item()
+    return (answers(vlm, choice=choice) - before).abs().max().item(), moved, before.abs().max().item()
 
 
 @pytest.mark.parametrize("project", ["both", "update"])
@@ -99,5 +105,23 @@ def test_norms_biases_and_rows_that_were_read_are_held(setup):
 def test_more_energy_than_the_anchor_holds_is_refused(setup, tmp_path):
     config, _ = setup
     anchor_stage.run(config("anchor.energy=0.9"), tmp_path)
-    with pytest.raises(UserError, match=r"anchor\.energy=0\.99"):
+    with pytest.raises(UserError, match=r"up to an energy of 0\.9 .* anchor\.energy=0\.99 or more"):
         train.run(config("method.subspace.energy=0.99"), tmp_path)
+    with pytest.raises(UserError, match=r"up to an energy of 0\.81 .* anchor\.energy=0\.948683 or more"):
+        train.run(config("method.subspace.sides=both", "method.subspace.energy=0.9"), tmp_path)
+
+
+def test_pairs_that_matter_stay_and_answers_move_far_less_than_freely(setup):
+    made, run = setup
+    config = made("method.subspace.sides=both", "method.subspace.energy=0.999")
+    change, moved, _ = trained(config, run, "subspace", choice=True)
+    free, _, _ = trained(made(), run, "full", choice=True)
+    assert free > 5 * change
+    assert moved["model.text_model.layers.2.mlp.down_proj.weight"] > 1e-4
+
+
+def test_an_anchor_without_gradients_serves_the_input_side_alone(setup, tmp_path):
+    config, _ = setup
+    anchor_stage.run(config("anchor.gradients=0"), tmp_path)
+    with pytest.raises(UserError, match="sides=inputs"):
+        train.run(config("method.subspace.sides=both"), tmp_path)

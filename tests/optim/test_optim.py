@@ -3,6 +3,7 @@
 import copy
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -117,7 +118,18 @@ def vlm_weights(state):
     return {name.removeprefix(VLM_PREFIX): tensor for name, tensor in state.items() if name.startswith(VLM_PREFIX)}
 
 
-def assert_protected(state, anchor, rounding):
+def protected_part(change, inputs, outputs, sides):
+    """What a change has in the directions, or in the pairs of directions, that carry the energy."""
+    kept = inputs.basis.shape[1]
+    if sides == "inputs":
+        return change @ inputs.basis[:, : rank_of(inputs.values, ENERGY, inputs.energy)]
+    products = np.outer(outputs.values[: outputs.basis.shape[1]].double(), inputs.values[:kept].double())
+    order = np.sort(products.ravel())[::-1]
+    least = order[np.searchsorted(np.cumsum(order), ENERGY * outputs.energy * inputs.energy)]
+    return (outputs.basis.T @ change @ inputs.basis)[torch.from_numpy(products > least)]
+
+
+def assert_protected(state, anchor, rounding, sides="both"):
     """Against the base VLM's file and the anchor's bases, with nothing of the optimizer's."""
     known = load_anchor(anchor).subspace
     vlm, _ = load_vlm(str(demo_vlm()))
@@ -127,11 +139,9 @@ def assert_protected(state, anchor, rounding):
         start, now = base[name].to(tensor.dtype).float(), tensor.float()
         module = name.removesuffix(".weight")
         if module in modules and module in known.reads:
-            first = known.reads[module]
-            basis = known.bases[first][:, : rank_of(known.values[first], ENERGY, known.energy[first])]
             change = (now - start).flatten(1)
-            inside = change @ basis
-            assert inside.abs().max() <= rounding * start.abs().max() * basis.shape[0] ** 0.5, name
+            inside = protected_part(change, known.inputs[known.reads[module]], known.outputs[module], sides)
+            assert inside.abs().max() <= rounding * start.abs().max() * change.shape[1] ** 0.5, name
             moved += bool(change.norm() > 10 * inside.norm())
         elif "embed_tokens" in name:
             seen = known.tokens > 0
@@ -150,6 +160,13 @@ def test_stock_lerobot_train_protects_the_vlm(trained, anchor, policy):
     start = policy.state_dict()
     expert = [name for name in state if ".lm_expert." in name and "layers" in name]
     assert sum(not torch.equal(state[name], start[name]) for name in expert) > len(expert) / 2
+
+
+def test_the_input_side_alone(lerobot_train, anchor, tmp_path):
+    vlm = ["--policy.type=smolvla", f"--policy.vlm_model_name={demo_vlm()}", "--policy.load_vlm_weights=true"]
+    settings = [f"--policy.{key}={value}" for key, value in SETTINGS.items()]
+    lerobot_train.new(tmp_path / "run", *vlm, *settings, "--optimizer.sides=inputs", steps=2)
+    assert_protected(weights(tmp_path / "run", 2), anchor, rounding=2**-8, sides="inputs")
 
 
 def test_resuming_changes_nothing(trained, lerobot_train, tmp_path):
@@ -219,8 +236,10 @@ def test_the_anchor_must_be_of_this_vlm(policy, anchor):
 def test_what_cannot_be_protected_is_told(policy, anchor, tmp_path):
     with pytest.raises(UserError, match="vla-tune anchor"):
         optimizer_of(policy, tmp_path)
-    with pytest.raises(UserError, match=r"anchor\.energy=0\.9999 or more"):
+    with pytest.raises(UserError, match=r"anchor\.energy=0\.99995 or more"):
         optimizer_of(copy.deepcopy(policy), anchor, energy=0.9999)
+    with pytest.raises(UserError, match="expected both or inputs"):
+        optimizer_of(copy.deepcopy(policy), anchor, sides="outputs")
     frozen = copy.deepcopy(policy)
     frozen.model.vlm_with_expert.vlm.requires_grad_(requires_grad=False)
     with pytest.raises(UserError, match="train_expert_only=false"):

@@ -8,9 +8,12 @@ from safetensors import safe_open
 
 from vla_tune.anchors import load_anchor
 from vla_tune.policies.loading import load_vlm
+from vla_tune.policies.outputs import OutputGradients
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor
+from vla_tune.vqa.batches import answered_inputs
 from vla_tune.vqa.dataset import vqa_questions
+from vla_tune.vqa.statistics import answer_gradients
 
 SAMPLES = 8
 LAYER = "model.text_model.layers.2."
@@ -44,14 +47,38 @@ def test_directions_are_those_of_every_token_the_answer_depends_on(made):
             model(**inputs)
     read = torch.cat(seen).double()
     subspace = load_anchor(made.path).subspace
-    first = subspace.reads[f"{LAYER}mlp.down_proj"]
+    known = subspace.inputs[subspace.reads[f"{LAYER}mlp.down_proj"]]
     expected = torch.linalg.svdvals(read).square() / len(read)
-    assert torch.allclose(subspace.values[first].double()[:50], expected[:50], rtol=1e-3)
-    basis = subspace.bases[first].double()
+    assert torch.allclose(known.values.double()[:50], expected[:50], rtol=1e-3)
+    basis = known.basis.double()
     assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-5)
     left = read - (read @ basis) @ basis.T
     assert left.norm() <= 1e-2 * read.norm()
     assert torch.equal(subspace.tokens, torch.bincount(torch.cat(ids), minlength=len(subspace.tokens)))
+
+
+def test_gradients_are_a_sketch_of_the_answers_jacobian():
+    """Against the Jacobian itself, a logit at a time; many draws on one question."""
+    model, processor = load_vlm(str(demo_vlm()))
+    name = f"{LAYER}mlp.down_proj"
+    question = vqa_questions("shapes", "anchor", 1)
+    inputs = answered_inputs(processor, question, [0])
+    labels, outputs = inputs.pop("labels"), []
+    handle = model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    said = labels[:, 1:] >= 0
+    logits = model(**inputs).logits[:, :-1][said][:, labels[labels >= 0].unique()]
+    handle.remove()
+    centred = (logits - logits.mean(-1, keepdim=True)).flatten()
+    jacobian = torch.stack([torch.autograd.grad(one, outputs[0], retain_graph=True)[0][0] for one in centred])  # [logits, tokens, width]
+    expected = torch.einsum("ctd,cte->de", jacobian, jacobian)
+
+    draws = 300
+    felt = OutputGradients(exact_width=4096, rank=8)
+    with felt.watching(model, [name]):
+        answer_gradients(model, processor, question.select([0] * draws), 1, felt)
+    found = felt.moments[name].total / draws
+    assert (found - expected).norm() < 0.15 * expected.norm()
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_layers_that_read_one_input_share_it(made):
@@ -66,6 +93,7 @@ def test_the_overlap_with_robot_frames_is_told_layer_by_layer(made):
     told = json.loads((made.path / "subspace.json").read_text())
     for layer in told["layers"]:
         free, overlap = list(layer["free"].values()), list(layer["overlap"].values())
+        assert 0 <= layer["free_pairs"]["0.999"] <= layer["free_pairs"]["0.9"] <= 1
         assert 0 <= free[-1] <= free[0] <= 1
         assert 0 <= overlap[0] <= overlap[-1] <= 1 + 1e-6
     assert made.metrics["robot_tokens"] > 0

@@ -54,7 +54,7 @@ def test_answers_equal_what_the_picture_says(asked):
     assert checked == dict.fromkeys(ANSWERS, 12)
 
 
-def read_off(text, places):  # noqa: PLR0911 - a return a type of question
+def read_off(text, places):
     """The answer by the pixels alone; None for what they do not give (distances in the world)."""
     if text == "how many balls are there?":
         return str(len(places))

@@ -1,6 +1,7 @@
-"""Subspaces that hold what a linear layer reads: streaming second moments, their leading eigenvectors, projection.
+"""Subspaces of a linear layer's changes: streaming second moments, their leading eigenvectors, projection.
 
-A linear layer y = W x gives the same outputs on every x in the span of U after any change of W with dW U = 0.
+y = W x gives the same outputs on every x in the span of U after any change of W with dW U = 0. Where also the gradients at y
+are known, with leading directions V, the pairs (v, u) that matter are fewer: v^T dW u = 0 on those alone.
 """
 
 from __future__ import annotations
@@ -100,6 +101,11 @@ class SketchedMoment:
         self.rows = (left[:, None] * right)[: self.rank]
 
 
+def empty_moment(width: int, *, exact_width: int, rank: int, device: torch.device | str = "cpu") -> SecondMoment | SketchedMoment:
+    """Nothing seen yet: exact up to `exact_width`, a sketch of `rank` rows beyond."""
+    return SecondMoment.empty(width, device) if width <= exact_width else SketchedMoment.empty(width, rank, device)
+
+
 def rank_of(values: Tensor, energy: float, total: float) -> int:
     """How many leading eigenvalues `[d]` it takes to carry the share `energy` of `total`.
 
@@ -131,6 +137,37 @@ def project_on(gradient: Tensor, free: Tensor) -> Tensor:
     """The same given the complement's basis F `[d, d - k]`, (G F) F^T: cheaper where fewer directions are free than kept."""
     rows = gradient.reshape(len(gradient), -1)
     return ((rows @ free) @ free.T).reshape(gradient.shape)
+
+
+def leading_pairs(outputs: Tensor, inputs: Tensor, energy: float, total: float) -> Tensor:
+    """The leading eigenspace of a Kronecker product, B ⊗ A: which of its eigenvectors v ⊗ u carry the share `energy` of its trace.
+
+    Args:
+        outputs, inputs: eigenvalues of B `[j]` and of A `[i]`, largest first.
+        energy: in 0..1. total: trace B * trace A; more than the products' sum where eigenvalues were left out.
+
+    Returns:
+        A mask `[j, i]` of the fewest pairs with that energy (ties come along), all of them where there are too few.
+
+    """
+    products = outputs.double()[:, None] * inputs.double()
+    ordered = products.flatten().sort(descending=True).values
+    least = ordered[rank_of(ordered, energy, total) - 1]
+    mask: Tensor = products >= least
+    return mask
+
+
+def project_pairs(gradient: Tensor, outputs: Tensor, inputs: Tensor, pairs: Tensor) -> Tensor:
+    """What is left of a weight gradient outside the protected pairs: G - V ((V^T G U) * pairs) U^T.
+
+    Args:
+        gradient: G, `[out, ...]`, its rows read as vectors of length d.
+        outputs, inputs: V `[out, j]` and U `[d, i]`, orthonormal.
+        pairs: `[j, i]`, ones (or True) where protected.
+
+    """
+    rows = gradient.reshape(len(gradient), -1)
+    return (rows - outputs @ ((outputs.T @ (rows @ inputs)) * pairs) @ inputs.T).reshape(gradient.shape)
 
 
 def share_inside(moment: Tensor, basis: Tensor) -> float:

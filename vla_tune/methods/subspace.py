@@ -31,7 +31,8 @@ class Subspace(Method):
         self.require_trainable_vlm()
         assert self.anchor is not None
         vlm = self.adapter.vlm
-        self._protection = Protection(self.anchor, self.settings.subspace.energy, vlm, dict(vlm.named_parameters()))
+        options = self.settings.subspace
+        self._protection = Protection(self.anchor, options.sides, options.energy, vlm, dict(vlm.named_parameters()))
         say(str(self._protection))
 
     def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:

@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from vla_tune.anchors import protected_pairs
 from vla_tune.errors import UserError
-from vla_tune.geometry.subspace import complement, project_on, project_out, rank_of
+from vla_tune.geometry.subspace import complement, project_on, project_out
 from vla_tune.policies.inputs import linears
 
 if TYPE_CHECKING:
     from transformers import SmolVLMForConditionalGeneration
 
-    from vla_tune.anchors import Anchor, Subspace
+    from vla_tune.anchors import Anchor, Directions, Subspace
 
 
 class Protection:
     """Holds the parameters of a VLM where its VQA inputs read them; call it on both sides of the optimizer's step.
 
-    Linear layers change outside the directions U of their inputs, dW U = 0, and token embeddings on rows that were not
-    read. What else trains (norms, biases, position embeddings) is read by every input and stops training here.
+    Linear layers change outside the directions U of their inputs, dW U = 0, or outside the pairs of an input and an output
+    direction that matter most to the answers, v^T dW u = 0; token embeddings on rows that were not read. What else trains
+    (norms, biases, position embeddings) is read by every input and stops training here.
 
     Args:
-        anchor: what the layers read.
-        energy: the share of it that the protected directions carry.
+        anchor: what the layers read, and what the answers feel of them.
+        sides: `inputs`, or `both` for the pairs.
+        energy: the share of it that the protected directions or pairs carry.
         vlm: the VLM as it was before training: the kinds of its layers and the weights that changes are counted from.
         parameters: all that may train of it by name, its own or those of a copy.
 
     Raises:
-        UserError: the anchor does not go so far, lacks a layer that trains, or is of other weights.
+        UserError: the anchor does not go so far, has no gradients, lacks a layer that trains, or is of other weights.
 
     """
 
-    def __init__(self, anchor: Anchor, energy: float, vlm: SmolVLMForConditionalGeneration, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, anchor: Anchor, sides: str, energy: float, vlm: SmolVLMForConditionalGeneration, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
         known, source = anchor.subspace, anchor.artifact.path
-        stored = float(anchor.artifact.config["anchor"]["energy"])
-        if energy > stored:
-            raise UserError(
-                f"energy={energy}: the anchor {source} holds directions up to an energy of {stored}; "
-                f"make one with anchor.energy={energy} or more"
-            )
+        _check_stored(anchor, sides, energy)
         modules = linears(vlm)
         embedding = next(name for name, start in vlm.named_parameters() if start is vlm.get_input_embeddings().weight)
         starts = {name: start.detach().to(parameters[name]) for name, start in vlm.named_parameters()}
@@ -66,8 +68,8 @@ class Protection:
                 parameter.requires_grad = False
                 self._held += 1
         self._layers = [
-            _Layers(names[0], [parameters[n] for n in names], [starts[n] for n in names], *_side(known, first, energy))
-            for first, names in grouped.items()
+            _Layers(names[0], [parameters[n] for n in names], [starts[n] for n in names], _projection(known, names, sides, energy))
+            for names in grouped.values()
         ]
         strays = [n for n, p in parameters.items() if not p.requires_grad and not torch.equal(p, starts[n])]
         strays += [part.name for part in self._parts if part.strays()]
@@ -82,10 +84,10 @@ class Protection:
         return [*self._layers, *self._rows]
 
     def __str__(self) -> str:
-        free, size = sum(layers.free for layers in self._layers), sum(layers.bytes for layers in self._layers)
+        free, size, held = (sum(getattr(layers, what) for layers in self._layers) for what in ("free", "size", "bytes"))
         return (
-            f"subspace: {free / sum(layers.width for layers in self._layers):.0%} of the directions are free; "
-            f"{size / 1e6:.1f} MB of bases and starting weights; {self._held} norms, biases and position embeddings of the VLM are held"
+            f"subspace: {free / size:.1%} of the directions that weights can change in are free; "
+            f"{held / 1e6:.1f} MB of bases and starting weights; {self._held} norms, biases and position embeddings of the VLM are held"
         )
 
     @torch.no_grad()
@@ -109,11 +111,95 @@ class Protection:
             part.project_changes()
 
 
-def _side(known: Subspace, first: str, energy: float) -> tuple[Tensor, bool]:
-    """The smaller of U and its complement, and whether it is the complement."""
-    basis = known.bases[first][:, : rank_of(known.values[first], energy, known.energy[first])]
-    spare = 2 * basis.shape[1] > len(basis)
-    return complement(basis) if spare else basis.contiguous(), spare
+def _check_stored(anchor: Anchor, sides: str, energy: float) -> None:
+    """Stop with a UserError where the anchor holds too few directions, or only those of the inputs."""
+    source, stored = anchor.artifact.path, float(anchor.artifact.config["anchor"]["energy"])
+    if sides == "both" and not anchor.subspace.outputs:
+        raise UserError(
+            f"the anchor {source} has no gradients of the answers, which sides=both needs; "
+            "make one with anchor.gradients above 0, or set sides=inputs (method.subspace.sides)"
+        )
+    most, needed = (stored**2, math.sqrt(energy)) if sides == "both" else (stored, energy)
+    if energy > most:
+        raise UserError(
+            f"energy={energy}: the anchor {source} holds directions up to an energy of {most:.6g} (sides={sides}); "
+            f"make one with anchor.energy={needed:.6g} or more"
+        )
+
+
+@dataclass(frozen=True)
+class _InputSide:
+    """Takes out of rows `[out, d]` what lies in U, or keeps what lies in its complement: `basis` is the smaller of the two."""
+
+    basis: Tensor
+    spare: bool
+
+    @classmethod
+    def of(cls, protected: Tensor) -> _InputSide:
+        spare = 2 * protected.shape[1] > len(protected)
+        return cls(complement(protected) if spare else protected.contiguous(), spare)
+
+    def to(self, device: torch.device) -> _InputSide:
+        return replace(self, basis=self.basis.to(device))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return project_on(rows, self.basis) if self.spare else project_out(rows, self.basis)
+
+    @property
+    def free(self) -> float:
+        """The share of the directions."""
+        share = self.basis.shape[1] / len(self.basis)
+        return share if self.spare else 1 - share
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.basis]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Takes the protected pairs out of the rows of layers that read one input, which lie one below the other.
+
+    inputs: U, `[d, i]`. outputs: V, `[out, j]`, and the mask `[j, i]` of each layer.
+    """
+
+    inputs: Tensor
+    outputs: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, inputs: Directions, outputs: list[Directions], energy: float) -> _Pairs:
+        masks = [protected_pairs(one, inputs, energy) for one in outputs]
+        columns = max(int(mask.any(0).sum()) for mask in masks)  # the leading ones: products fall along both axes
+        counts = [int(mask.any(1).sum()) for mask in masks]
+        parts = [(one.basis[:, :j].contiguous(), mask[:j, :columns].float()) for one, mask, j in zip(outputs, masks, counts, strict=True)]
+        return cls(inputs.basis[:, :columns].contiguous(), parts)
+
+    def to(self, device: torch.device) -> _Pairs:
+        return _Pairs(self.inputs.to(device), [(basis.to(device), mask.to(device)) for basis, mask in self.outputs])
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        seen = (rows @ self.inputs).split([len(basis) for basis, _ in self.outputs])
+        protected = [basis @ ((basis.T @ part) * mask) for part, (basis, mask) in zip(seen, self.outputs, strict=True)]
+        return torch.addmm(rows, torch.cat(protected), self.inputs.T, alpha=-1)
+
+    @property
+    def free(self) -> float:
+        """The share of the pairs."""
+        protected = sum(float(mask.sum()) for _, mask in self.outputs)
+        return 1 - protected / (len(self.inputs) * sum(len(basis) for basis, _ in self.outputs))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.inputs, *(tensor for part in self.outputs for tensor in part)]
+
+
+def _projection(known: Subspace, names: list[str], sides: str, energy: float) -> _InputSide | _Pairs:
+    """What the layers with these weights, all readers of one input, are held by."""
+    layers = [name.removesuffix(".weight") for name in names]
+    inputs = known.inputs[known.reads[layers[0]]]
+    if sides == "inputs":
+        return _InputSide.of(inputs.leading(energy))
+    return _Pairs.of(inputs, [known.outputs[layer] for layer in layers], energy)
 
 
 class _Rows:
@@ -136,39 +222,36 @@ class _Rows:
 
 
 class _Layers:
-    """The weights of the layers that read one input, with the basis of what they must keep or may change.
+    """The weights of the layers that read one input, with the projection that holds them.
 
     Everything is computed in float32; weights in bfloat16 are rounded at the end.
     """
 
-    def __init__(self, name: str, parameters: list[nn.Parameter], starts: list[Tensor], basis: Tensor, spare: bool) -> None:
+    def __init__(self, name: str, parameters: list[nn.Parameter], starts: list[Tensor], projection: _InputSide | _Pairs) -> None:
         self.name, self._parameters = name, parameters
-        self._basis = basis.to(parameters[0].device)
-        self._project = project_on if spare else project_out
+        self._project = projection.to(parameters[0].device)
         self._start = torch.cat([start.flatten(1) for start in starts])
-        self.width = len(basis)
-        self.free = basis.shape[1] if spare else self.width - basis.shape[1]
-        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in (self._basis, self._start))
+        self.size = self._start.numel()
+        self.free = projection.free * self.size
+        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*projection.tensors, self._start))
 
     def strays(self) -> bool:
         """Whether the change since the start has more in the protected directions than rounding (with TF32) leaves there."""
         change = self._change()
-        inside = (change - self._project(change, self._basis)).norm()
+        inside = (change - self._project(change)).norm()
         return bool(inside > 0.01 * change.norm() + torch.finfo(self._start.dtype).eps * self._start.norm())
 
     def project_gradients(self) -> Tensor:
         """G becomes its part in the free directions; its energy before and after, `[2]`."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if not gradients:
-            return self._basis.new_zeros(2)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         whole = torch.cat([g.flatten(1) for g in gradients]).float()
-        free = self._project(whole, self._basis)
+        free = self._project(whole)
         self._scatter(gradients, free)
         return torch.stack([whole.square().sum(), free.square().sum()])
 
     def project_changes(self) -> None:
         """The same for the change since the start, so that rounding and weight decay cannot add up."""
-        self._scatter([p.data for p in self._parameters], self._start.float() + self._project(self._change(), self._basis))
+        self._scatter([p.data for p in self._parameters], self._start.float() + self._project(self._change()))
 
     def _change(self) -> Tensor:
         return torch.cat([p.detach().flatten(1) for p in self._parameters]).float() - self._start.float()

@@ -29,10 +29,11 @@ class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
     """lerobot's `adamw`, under which the VLM may change only where its VQA features have nothing to say.
 
     anchor: the anchor artifact, of the VLM that the policy starts from.
-    energy: the share of the VQA inputs' energy that each layer's protected directions carry; at most `anchor.energy`.
+    sides, energy: as those of `method.subspace`.
     """
 
     anchor: str = field(kw_only=True)
+    sides: str = "both"
     energy: float = 0.99
 
     def build(self, params: Iterable[nn.Parameter]) -> torch.optim.AdamW:
@@ -42,6 +43,8 @@ class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
             UserError: these are not the parameters of a policy with a trainable VLM that the anchor fits.
 
         """
+        if self.sides not in ("both", "inputs"):
+            raise UserError(f"--optimizer.sides={self.sides}: expected both or inputs")
         parameters = list(params)
         anchor = load_anchor(self.anchor)
         # Changes are counted from the weights that the anchor was taken from, not from what a resumed run begins with.
@@ -52,7 +55,7 @@ class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
                 "subspace_adamw protects the VLM, but the policy freezes all of it (train_expert_only is true, lerobot's default); "
                 "set --policy.train_expert_only=false, or use --optimizer.type=adamw"
             )
-        protection = Protection(anchor, self.energy, vlm, named)
+        protection = Protection(anchor, self.sides, self.energy, vlm, named)
         logging.info(protection)
         known = [id(parameter) for parameter in parameters]
 

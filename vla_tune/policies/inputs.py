@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vla_tune.geometry.subspace import SecondMoment, SketchedMoment
+from vla_tune.geometry.subspace import SecondMoment, SketchedMoment, empty_moment
 
 if TYPE_CHECKING:
     from transformers import SmolVLMForConditionalGeneration
@@ -77,8 +77,7 @@ class LinearInputs:
     def _add(self, name: str, rows: Tensor) -> None:
         width = rows.shape[1]
         if name not in self.moments:
-            exact = width <= self.exact_width
-            self.moments[name] = SecondMoment.empty(width, rows.device) if exact else SketchedMoment.empty(width, self.rank, rows.device)
+            self.moments[name] = empty_moment(width, exact_width=self.exact_width, rank=self.rank, device=rows.device)
         self.moments[name].update(rows)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_tune.anchors import ROBOT
+from vla_tune.anchors import ROBOT, Directions, protected_pairs
 from vla_tune.artifacts import Artifact, Draft, write_json
 from vla_tune.config import AnchorConfig, Config
 from vla_tune.console import say, table
@@ -20,19 +20,23 @@ from vla_tune.geometry.subspace import rank_of, share_inside
 from vla_tune.policies import adapt
 from vla_tune.policies.inputs import LinearInputs, linears
 from vla_tune.policies.loading import grafted_vlm, load_vlm
+from vla_tune.policies.outputs import OutputGradients
 from vla_tune.policies.smolvla import vlm_group_of
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
 from vla_tune.vqa.dataset import vqa_questions
-from vla_tune.vqa.statistics import STOCK, policy_moments, stock_moments, tensors_of
+from vla_tune.vqa.statistics import STOCK, answer_gradients, policy_moments, stock_moments, tensors_of
 
 if TYPE_CHECKING:
     from vla_tune.geometry.gaussian import Moments
+    from vla_tune.geometry.subspace import SecondMoment, SketchedMoment
 
 FILE = "anchor.safetensors"
 SUBSPACE_FILE = "subspace.safetensors"
 ENERGIES = (0.9, 0.95, 0.99, 0.999)
-"""Where the overlap of VQA and robot features is reported."""
+"""Where `subspace.json` says what is left free, and how far VQA and robot features overlap."""
+SHOWN = (0.9, 0.99)
+"""Those of them that the console shows."""
 
 
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
@@ -53,6 +57,11 @@ def _take(config: Config, draft: Draft) -> Artifact:
     read = _inputs(config.anchor)
     with read.watching(vlm, trained):
         stock = stock_moments(vlm, processor, questions, config.anchor.batch_size, "anchor, Hugging Face path", read)
+    felt = OutputGradients(config.anchor.exact_width, config.anchor.rank)
+    if config.anchor.gradients:
+        asked = questions.select(range(min(config.anchor.gradients, len(questions))))
+        with felt.watching(vlm, trained):
+            answer_gradients(vlm, processor, asked, config.anchor.batch_size, felt)
     robot, robot_read = _robot_frames(config, trained)
     identity = {
         "layers": len(moments),
@@ -63,7 +72,7 @@ def _take(config: Config, draft: Draft) -> Artifact:
     }
     tensors = {**tensors_of(moments), **tensors_of(stock, STOCK), **tensors_of(robot, ROBOT)}
     save_file(tensors, draft.path / FILE, metadata={name: str(value) for name, value in identity.items()})
-    layers = _save_subspace(draft.path, read, robot_read, config.anchor)
+    layers = _save_subspace(draft.path, read, felt, robot_read, config.anchor)
     _show_subspace(layers)
     metrics = {
         "samples": len(questions),
@@ -103,40 +112,70 @@ def _robot_frames(config: Config, trained: list[str]) -> tuple[list[Moments], Li
         return frame_moments(adapter, batches, len(counts), read), read
 
 
-def _save_subspace(folder: Path, read: LinearInputs, robot: LinearInputs, config: AnchorConfig) -> list[dict[str, Any]]:
-    """Write the kept eigenvectors, and per layer how much of it they are and how much of the robot's features they hold.
+def _save_subspace(
+    folder: Path, read: LinearInputs, felt: OutputGradients, robot: LinearInputs, config: AnchorConfig
+) -> list[dict[str, Any]]:
+    """Write the kept eigenvectors, and per input how much of it they are and how much of the robot's features they hold.
 
     `{layer}.basis` (float32 `[width, kept]`, a direction a column, the strongest first), `{layer}.values` (float32, all
-    eigenvalues) and `{layer}.energy` by the first reader of an input, `tokens` (int64 `[vocabulary]`, how often each was
-    read); who reads which input is the metadata `reads`.
+    eigenvalues) and `{layer}.energy` by the first reader of an input; `{layer}.outputs.*` likewise, by layer, of the answers'
+    gradients at its outputs; `tokens` (int64 `[vocabulary]`, how often each was read); who reads which input is the metadata `reads`.
     """
     tensors: dict[str, Tensor] = {} if read.tokens is None else {"tokens": read.tokens.cpu()}
+    outputs = {name: _directions(moment, config) for name, moment in felt.moments.items()}
     layers = []
     for name, moment in read.moments.items():
-        values, vectors = moment.principal()
-        kept = min(rank_of(values, config.energy, moment.energy), config.rank)
-        tensors[f"{name}.basis"] = vectors[:, :kept].float().cpu().contiguous()
-        tensors[f"{name}.values"] = values.float().cpu()
-        tensors[f"{name}.energy"] = torch.tensor(moment.energy)
-        ranks = {str(energy): min(rank_of(values, energy, moment.energy), kept) for energy in ENERGIES}
+        inputs = _directions(moment, config)
+        tensors |= _tensors(name, inputs)
+        readers = [reader for reader, first in read.reads.items() if first == name]
+        felt_by = [outputs[reader] for reader in readers if reader in outputs]
+        width, kept = inputs.basis.shape
+        bases = {str(energy): inputs.leading(energy) for energy in ENERGIES}
         seen = getattr(robot.moments.get(name), "total", None)
         layers.append(
             {
                 "layer": name,
-                "readers": [reader for reader, first in read.reads.items() if first == name],
-                "width": len(vectors),
+                "readers": readers,
+                "width": width,
                 "kept": kept,
-                "free": {energy: 1 - rank / len(vectors) for energy, rank in ranks.items()},
-                "overlap": {energy: None if seen is None else share_inside(seen, vectors[:, :rank]) for energy, rank in ranks.items()},
+                "free": {energy: 1 - basis.shape[1] / width for energy, basis in bases.items()},
+                "free_pairs": {str(energy): _free_pairs(inputs, felt_by, energy) for energy in ENERGIES},
+                "overlap": {energy: None if seen is None else share_inside(seen.cpu(), basis) for energy, basis in bases.items()},
             }
         )
+    for name, directions in outputs.items():
+        tensors |= _tensors(f"{name}.outputs", directions)
     save_file(tensors, folder / SUBSPACE_FILE, metadata={"reads": json.dumps(read.reads)})
     write_json(folder / "subspace.json", {"energies": list(ENERGIES), "layers": layers})
     return layers
 
 
+def _directions(moment: SecondMoment | SketchedMoment, config: AnchorConfig) -> Directions:
+    """What is stored of a second moment."""
+    values, vectors = moment.principal()
+    kept = min(rank_of(values, config.energy, moment.energy), config.rank)
+    return Directions(vectors[:, :kept].float().cpu().contiguous(), values.float().cpu(), moment.energy)
+
+
+def _tensors(prefix: str, directions: Directions) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.basis": directions.basis,
+        f"{prefix}.values": directions.values,
+        f"{prefix}.energy": torch.tensor(directions.energy),
+    }
+
+
+def _free_pairs(inputs: Directions, outputs: list[Directions], energy: float) -> float | None:
+    """The share of the pairs of directions, of all layers that read an input, that is left free; None without gradients."""
+    if not outputs:
+        return None
+    protected = sum(int(protected_pairs(one, inputs, energy).sum()) for one in outputs)
+    return 1 - protected / (len(inputs.basis) * sum(len(one.basis) for one in outputs))
+
+
 def _show_subspace(layers: list[dict[str, Any]]) -> None:
     """Means by the part of the VLM: what is left free, and how much of the robot's features is not."""
+    told = {"free": "free", "free_pairs": "pairs free", "overlap": "robot inside"}
     parts: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
         parts.setdefault(vlm_group_of(layer["layer"]), []).append(layer)
@@ -145,9 +184,8 @@ def _show_subspace(layers: list[dict[str, Any]]) -> None:
         values = [member[what][str(energy)] for member in members]
         return "-" if None in values else f"{100 * sum(values) / len(values):.0f} %"
 
-    rows = [
-        [part, *(mean(members, "free", energy) for energy in ENERGIES), *(mean(members, "overlap", energy) for energy in ENERGIES)]
-        for part, members in parts.items()
-    ]
-    header = ["part", *(f"free at {energy}" for energy in ENERGIES), *(f"robot inside at {energy}" for energy in ENERGIES)]
-    table("subspace anchor: directions left free, and the share of robot features inside the protected ones", header, rows)
+    rows = [[part, *(mean(members, what, energy) for what in told for energy in SHOWN)] for part, members in parts.items()]
+    header = ["part", *(f"{words} at {energy}" for words in told.values() for energy in SHOWN)]
+    table(
+        "subspace anchor: input directions and pairs left free, and the share of robot features inside the protected inputs", header, rows
+    )

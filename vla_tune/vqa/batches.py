@@ -26,17 +26,21 @@ def answered_inputs(processor: SmolVLMProcessor, questions: Dataset, rows: list[
     """
     batch = questions[rows]
     inputs = dict(model_inputs(processor, batch["image"], batch["question"]))
-    tokenizer = tokenizer_of(processor)
-    end = processor.end_of_utterance_token
-    replies = [tokenizer(f" {answers[0]}{end}", add_special_tokens=False)["input_ids"] for answers in batch["answers"]]
+    replies = reply_tokens(processor, batch["answers"])
     length = max(map(len, replies))
-    padding = tokenizer.pad_token_id
+    padding = tokenizer_of(processor).pad_token_id
     reply = torch.tensor([ids + [padding] * (length - len(ids)) for ids in replies])
     counts = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in replies])
     inputs["labels"] = torch.cat([torch.full_like(inputs["input_ids"], IGNORED), reply.masked_fill(counts == 0, IGNORED)], dim=1)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], reply], dim=1)
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], counts], dim=1)
     return inputs
+
+
+def reply_tokens(processor: SmolVLMProcessor, answers: list[list[str]]) -> list[list[int]]:
+    """Each question's first right answer as the VLM says it, the end of its turn included."""
+    tokenizer, end = tokenizer_of(processor), processor.end_of_utterance_token
+    return [tokenizer(f" {right[0]}{end}", add_special_tokens=False)["input_ids"] for right in answers]
 
 
 def answer_loss(vlm: SmolVLMForConditionalGeneration, inputs: dict[str, Tensor]) -> Tensor:

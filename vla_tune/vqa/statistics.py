@@ -7,6 +7,7 @@ statistics of the two are kept apart and never compared with each other.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from vla_tune.console import progress
 from vla_tune.geometry.gaussian import Moments, gather, wasserstein2
 from vla_tune.policies.smolvla import SmolVLAAdapter, Taps, residual_taps
 from vla_tune.vqa.answering import tokenizer_of
-from vla_tune.vqa.batches import answered_inputs
+from vla_tune.vqa.batches import IGNORED, answered_inputs, reply_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import SmolVLMForConditionalGeneration, SmolVLMProcessor
 
     from vla_tune.policies.inputs import LinearInputs
+    from vla_tune.policies.outputs import OutputGradients
 
 STOCK = "stock."
 """What the names of the Hugging Face path's statistics start with."""
@@ -81,6 +83,28 @@ def stock_moments(
             totals = gather(totals, taps.states, image_and_question(ids, processor))
             counter.advance(len(rows))
     return totals
+
+
+def answer_gradients(
+    vlm: SmolVLMForConditionalGeneration, processor: SmolVLMProcessor, questions: Dataset, batch_size: int, outputs: OutputGradients
+) -> None:
+    """Tell `outputs` what the answers feel of each layer: a sketch of their Jacobian, one random combination of logits an answer's token.
+
+    The logits are those of all tokens that occur in these questions' answers, centred, for what they share moves no choice
+    between them. With J the Jacobian of these logits and r standard normal, E[(J^T r)(J^T r)^T] = J^T J: the Gauss-Newton matrix of a
+    squared error on them. A cross-entropy's would vanish where the VLM is sure.
+    """
+    vlm.requires_grad_()
+    candidates = torch.tensor(sorted(set(chain(*reply_tokens(processor, questions["answers"])))), device=vlm.device)
+    with progress("anchor, gradients of the answers", len(questions), "questions") as counter:
+        for start in range(0, len(questions), batch_size):
+            rows = list(range(start, min(start + batch_size, len(questions))))
+            batch = {name: value.to(vlm.device) for name, value in answered_inputs(processor, questions, rows).items()}
+            answer = batch.pop("labels")[:, 1:] != IGNORED
+            logits = vlm(**batch, use_cache=False).logits[:, :-1][answer][:, candidates].float()
+            mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(start)).to(logits.device)
+            outputs.add(((logits - logits.mean(-1, keepdim=True)) * mixture).sum())
+            counter.advance(len(answer))
 
 
 def drift(moments: list[Moments], mean: list[Tensor], std: list[Tensor]) -> list[float]:
