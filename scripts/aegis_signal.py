@@ -4,9 +4,10 @@ Every `--every` steps of an AEGIS training, on the batch at hand and block by bl
 
 - the cosine of the task gradient with the penalty's (what the rule acts on) and with that of the VQA answers' loss;
 - the cosine of the penalty's gradient with the answers' gradient: whether the penalty points at what must be kept;
-- how much a step along the task gradient moves the layers' outputs on VQA inputs, E|G x|^2 over the anchor's second
-  moments, and what is left of that after the rule, after the rule with the answers' own gradient in place of the penalty's,
-  and after the subspace projection.
+- how much a step along the task gradient moves the answers, to first order and layer by layer: the squared entries of G between
+  the directions of the VQA inputs and those that the answers feel, weighted by both eigenvalues. What is left of that after
+  the rule, after the rule with the answers' own gradient in place of the penalty's, after taking out the span of k
+  questions' gradients, and after the subspace projection.
 
     python scripts/aegis_signal.py RUN/anchor [KEY=VALUE ...] --out signal.json
 """
@@ -21,12 +22,12 @@ import torch
 from lerobot.utils.utils import cycle
 from torch import Tensor, nn
 
-from vla_tune.anchors import Subspace, load_anchor
+from vla_tune.anchors import Subspace, load_anchor, protected_pairs
 from vla_tune.artifacts import write_json
 from vla_tune.config import load_config
 from vla_tune.console import progress, table
 from vla_tune.geometry.projection import remove_conflict
-from vla_tune.geometry.subspace import project_out
+from vla_tune.geometry.subspace import project_pairs
 from vla_tune.methods import make_method
 from vla_tune.methods.base import Gradients, Method
 from vla_tune.policies.loading import load_vlm
@@ -37,12 +38,16 @@ from vla_tune.vqa.batches import Memory, answer_loss
 from vla_tune.vqa.dataset import vqa_questions
 
 QUESTIONS = 96
+SPANS = (1, 8, 64)
+"""How many questions' gradients are taken out together."""
+ENERGY = 0.99
 COLUMNS = {
     "task_penalty": "cos(task, penalty)",
     "task_answers": "cos(task, answers)",
     "penalty_answers": "cos(penalty, answers)",
     "after_rule": "moved after the rule",
     "after_answers": "with the answers' gradient",
+    **{f"after_{count}": f"without {count} questions'" for count in SPANS},
     "after_subspace": "after the subspace",
 }
 
@@ -86,6 +91,7 @@ def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace)
     task = gradients(losses["task"], shared, keep=True)
     penalty = gradients(losses["anchor"], shared)
     answers = gradients(answer_loss(method.adapter.vlm, memory.draw(0, QUESTIONS)), shared)
+    single = [gradients(answer_loss(method.adapter.vlm, memory.draw(number + 1, 1)), shared) for number in range(max(SPANS))]
     blocks: dict[str, list[str]] = {}
     for name in shared:
         blocks.setdefault(".".join(name.removeprefix(VLM_PREFIX).split(".")[:4]), []).append(name)
@@ -98,6 +104,8 @@ def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace)
         whole = moved(ours, known)
         figures["after_rule"].append(moved(after(ours, penalty), known) / whole)
         figures["after_answers"].append(moved(after(ours, answers), known) / whole)
+        for count in SPANS:
+            figures[f"after_{count}"].append(moved(without(ours, single[:count]), known) / whole)
         figures["after_subspace"].append(moved({name: outside(name, g, known) for name, g in ours.items()}, known) / whole)
     return {key: sum(values) / len(values) for key, values in figures.items()}
 
@@ -121,22 +129,32 @@ def after(task: Gradients, other: Gradients) -> Gradients:
     return changed
 
 
+def without(task: Gradients, others: list[Gradients]) -> Gradients:
+    """What is left of the task gradient of one block outside the span of other gradients."""
+    span = torch.linalg.qr(torch.stack([torch.cat([other[name].flatten() for name in task]) for other in others], dim=1))[0]
+    whole = torch.cat([g.flatten() for g in task.values()])
+    parts = (whole - span @ (span.T @ whole)).split([g.numel() for g in task.values()])
+    return {name: part.view_as(g) for (name, g), part in zip(task.items(), parts, strict=True)}
+
+
 def outside(name: str, gradient: Tensor, known: Subspace) -> Tensor:
-    """What the subspace projection (energy 0.99) leaves of it; norms are held."""
+    """What the subspace projection leaves of it; norms are held."""
     layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
     if layer not in known.reads:
         return torch.zeros_like(gradient)
-    return project_out(gradient, known.inputs[known.reads[layer]].leading(0.99))
+    inputs, outputs = known.inputs[known.reads[layer]], known.outputs[layer]
+    return project_pairs(gradient, outputs.basis, inputs.basis, protected_pairs(outputs, inputs, ENERGY))
 
 
 def moved(change: Gradients, known: Subspace) -> float:
-    """E|G x|^2 over the anchor's VQA inputs, summed over the linear layers."""
+    """How far a step moves the answers: sum of lambda_i beta_j (v_j^T G u_i)^2 over all stored pairs and linear layers."""
     total = 0.0
     for name, gradient in change.items():
         layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
         if layer in known.reads:
-            read = known.inputs[known.reads[layer]]
-            total += float(((gradient @ read.basis).square().sum(0) * read.values[: read.basis.shape[1]]).sum())
+            inputs, outputs = known.inputs[known.reads[layer]], known.outputs[layer]
+            entries = (outputs.basis.T @ gradient @ inputs.basis).square()
+            total += float(outputs.values[: len(entries)] @ entries @ inputs.values[: entries.shape[1]])
     return total
 
 
