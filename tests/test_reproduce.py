@@ -13,6 +13,7 @@ import pytest
 
 from vla_tune import reproduce
 from vla_tune.artifacts import Draft, read_artifact, write_json
+from vla_tune.errors import RunError
 from vla_tune.studies import Study, make_plan, narrowed
 
 RATE = {"value": 0.5, "low": 0.4, "high": 0.6}
@@ -90,6 +91,25 @@ def test_everything_is_made_once_and_the_anchor_is_shared(go):
         == read_artifact(first.out / "full/seed-0/anchor", "anchor", "").digest
     )
     assert not list(first.out.rglob("*.partial"))
+
+
+def test_a_run_that_fails_is_left_out_and_told(go, monkeypatch, capsys, tmp_path):
+    stages = reproduce.stage_function
+
+    def sick(name):
+        def run(config, folder, **how):
+            if name == "train" and config.method.name == "full" and config.seed == 0:
+                raise RunError("the loss is no number")
+            return stages(name)(config, folder, **how)
+
+        return stages(name) if name == "report" else run
+
+    monkeypatch.setattr(reproduce, "stage_function", sick)
+    with pytest.raises(RunError, match="1 runs failed and are not in the table: full seed 0"):
+        go(seeds=2)
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [(row["method"], row["seed"]) for row in table] == [("aegis", 0), ("full", 1), ("aegis", 1)]
+    assert "full, seed 0, failed" in capsys.readouterr().err
 
 
 def test_the_table(go):

@@ -17,7 +17,8 @@ from typing import Any
 from vla_tune.artifacts import Draft, read_artifact, sync_folder, write_json
 from vla_tune.cli import reported
 from vla_tune.config import Config, MethodConfig
-from vla_tune.console import say, table
+from vla_tune.console import say, table, warn
+from vla_tune.errors import RunError
 from vla_tune.keeping import own_options, read_by, record_sources, stale
 from vla_tune.report.frontier import write_frontier
 from vla_tune.report.runs import mean_energy_shed, read_json, read_metrics
@@ -60,11 +61,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def reproduce(plan: Plan) -> list[dict[str, Any]]:
-    """Everything that is not there yet, then the report, the table and the frontier; returns the table's rows."""
+    """Everything that is not there yet, then the report, the table and the frontier; returns the table's rows.
+
+    Raises:
+        RunError: at the end, where a run failed (its loss is no number, say): the others were made, and the table is theirs.
+
+    """
     clock = Clock()
     clock.say(f"{len(plan.configs)} runs in {plan.out}: {', '.join(f'{label} seed {seed}' for label, seed in plan.configs)}")
+    failed = []
     for (label, seed), config in plan.configs.items():
-        _one_run(plan, label, seed, config, clock)
+        try:
+            _one_run(plan, label, seed, config, clock)
+        except RunError as error:
+            warn(f"{label}, seed {seed}, failed, and the study goes on without it: {error}")
+            failed.append((label, seed))
+    plan = replace(plan, configs={key: config for key, config in plan.configs.items() if key not in failed})
+    if not plan.configs:
+        raise RunError("every run of the study failed")
     times = _step_times(plan, clock) if "benchmark" in plan.stages else {}
     clock.say("report")
     folders = [plan.folder(*key) for key in plan.configs]
@@ -74,6 +88,9 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     _show(rows)
     write_frontier(plan.out, plan.labels)
     say(f"table: {plan.out / 'table.json'}; report: {plan.out / 'report' / 'report.html'}; {clock.minutes:.1f} minutes in all")
+    if failed:
+        names = ", ".join(f"{label} seed {seed}" for label, seed in failed)
+        raise RunError(f"{len(failed)} runs failed and are not in the table: {names}")
     return rows
 
 
@@ -140,9 +157,9 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 
 def _step_times(plan: Plan, clock: Clock) -> Times:
-    """Step time and ratio by label, measured with the first seed, and kept like a stage."""
-    _, seed = next(iter(plan.configs))
-    configs = {label: plan.configs[label, seed] for label in plan.labels}
+    """Step time and ratio by label, measured with its first seed, and kept like a stage."""
+    firsts = {label: next(key for key in plan.configs if key[0] == label) for label in plan.labels}
+    configs = {label: plan.configs[key] for label, key in firsts.items()}
     common = next(iter(configs.values()))
     asked = {**common.to_dict(), "methods": {label: own_options(asdict(config.method)) for label, config in configs.items()}}
     reason = stale(plan.out, "benchmark", asked)
@@ -150,7 +167,7 @@ def _step_times(plan: Plan, clock: Clock) -> Times:
         clock.say("step times kept, their configuration and inputs are unchanged")
         return {label: (one["step_s"], one["step_ratio"]) for label, one in read_json(plan.out / "benchmark" / "steps.json").items()}
     clock.say(f"step times, full and the other methods in turns ({reason})")
-    anchors = {label: read_artifact(plan.folder(label, seed) / "anchor", "anchor", "make reproduce") for label in configs}
+    anchors = {label: read_artifact(plan.folder(*key) / "anchor", "anchor", "make reproduce") for label, key in firsts.items()}
     times = step_times(common, {label: (config.method, anchors[label].path) for label, config in configs.items()})
     named = {label: {"step_s": seconds, "step_ratio": ratio} for label, (seconds, ratio) in times.items()}
     inputs = {anchor.digest: anchor.as_input() for anchor in anchors.values()}
