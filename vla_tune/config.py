@@ -501,6 +501,17 @@ def value_of(config: Config, key: str) -> Any:
     return at
 
 
+def differences(base: dict[str, Any], config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of `config` whose value is not that of `base`."""
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            changed |= differences(base[key], value, f"{prefix}{key}.")
+        elif key not in base or base[key] != value:
+            changed[f"{prefix}{key}"] = value
+    return changed
+
+
 def _check_values(config: Config) -> None:
     for least, keys in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
         for key in keys:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts import file_digest, files_table, read_artifact, table_digest, write_json
+from vla_tune.config import differences
 from vla_tune.errors import UserError
-from vla_tune.report.provenance import differences
 from vla_tune.report.runs import read_json
 from vla_tune.resources import demo_vlm, resource
 

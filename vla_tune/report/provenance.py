@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from vla_tune.config import Config, load_config
+from vla_tune.config import Config, differences, load_config
 from vla_tune.report.runs import Row, Run
 from vla_tune.resources import available
 
@@ -39,17 +39,6 @@ def command(stage: str, config: Row, run: Run) -> str:
     pipeline = name if shipped else f"{name}.yaml"
     words = ["vla-tune", stage, pipeline, *(f"{key}={_written(value)}" for key, value in changed.items()), "--out", str(run.path)]
     return " ".join(shlex.quote(word) for word in words)
-
-
-def differences(base: Row, config: Row, prefix: str = "") -> Row:
-    """Dotted keys of `config` whose value is not that of `base`."""
-    changed: Row = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            changed |= differences(base[key], value, f"{prefix}{key}.")
-        elif key not in base or base[key] != value:
-            changed[f"{prefix}{key}"] = value
-    return changed
 
 
 def _written(value: Any) -> str:

@@ -7,10 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
+from vla_tune.artifacts import Artifact, Draft, write_json
 from vla_tune.console import progress, table, warn
 from vla_tune.data.recording import FIRST_SEED
 from vla_tune.errors import UserError
+from vla_tune.stages.subject import subject
 
 if TYPE_CHECKING:
     from vla_tune.config import Config, RolloutConfig
@@ -25,7 +26,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
 
     """
     with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite) as draft:
-        policy, inputs = find_policy(config, run)
+        policy, artifact = subject(config, run)
         check_rollout(config.rollout)
         actor = open_actor(config, policy)
         began = time.monotonic()
@@ -43,17 +44,9 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             "mean_steps": report["mean_steps"],
             "episodes_per_minute": 60 * (len(episodes) + 2 * config.rollout.probe) / seconds,
         }
-        return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
-
-
-def find_policy(config: Config, run: Path) -> tuple[str, list[dict[str, str]]]:
-    """The policy to load (a folder or a Hub id), and the train artifact that it belongs to, verified."""
-    named = config.train.path
-    if named and not (Path(named) / "artifact.json").is_file():
-        return named, []
-    make_with = f"vla-tune train {config.name} --out {Path(named).parent if named else run}"
-    artifact = read_artifact(Path(named) if named else run / "train", "train", make_with)
-    return str(artifact.path / "policy"), [artifact.as_input()]
+        return draft.publish(
+            config=config.to_dict(), inputs=[artifact.as_input()] if artifact else [], metrics=metrics, device=config.device
+        )
 
 
 def check_rollout(config: RolloutConfig) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from vla_tune.anchors import Anchor, load_anchor
-from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
+from vla_tune.artifacts import Artifact, Draft, write_json
 from vla_tune.config import Config
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
@@ -20,6 +20,7 @@ from vla_tune.policies import adapt
 from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, policy_vlm, vlm_source
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.report.tables import p_value
+from vla_tune.stages.subject import subject
 from vla_tune.vqa.answering import answer, cached_answers
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.scoring import Floats, Scored, accuracy_by_type, blind_answers, exact_match, mcnemar, summarise
@@ -61,33 +62,27 @@ class Pair:
 def open_pair(config: Config, run: Path) -> Pair:
     """Open the policy to score and the VLM to compare it with, and compare their weights."""
     check_device(config.device)
-    path, named, inputs = _subject(config, run)
+    path, artifact = subject(config, run)
+    named = _named_base(artifact) if artifact else None
     policy = load_policy(path)
     tuned = adapt(policy).vlm.state_dict()
     base = vlm_source(config.policy.base_vlm or named or policy.config.vlm_model_name)
-    if not inputs and base == str(Path(path).resolve().parent / "vlm"):
+    if artifact is None and base == str(Path(path).resolve().parent / "vlm"):
         raise UserError(f"{base} lies beside the policy and is the tuned VLM itself; set policy.base_vlm to the VLM it was made from")
     after, processor = grafted_vlm(policy, base)
     before, _ = load_vlm(base)
     state = before.state_dict()
-    if not inputs:
-        inputs = [{"stage": "policy", "path": path, "digest": weights_digest(policy.state_dict())}]
+    scored = artifact.as_input() if artifact else {"stage": "policy", "path": path, "digest": weights_digest(policy.state_dict())}
     for vlm in (before, after):
         nn.Module.to(vlm, config.device)
-    return Pair(base, before, after, processor, weights_digest(state), moved_groups(state, tuned), inputs)
+    return Pair(base, before, after, processor, weights_digest(state), moved_groups(state, tuned), [scored])
 
 
-def _subject(config: Config, run: Path) -> tuple[str, str | None, list[dict[str, str]]]:
-    """The policy's folder or Hub id; for a train artifact also the base VLM that its training named, and its input entry."""
-    path = Path(config.train.path) if config.train.path else run / "train"
-    folder = path.parent if path.name == "policy" and (path.parent / "artifact.json").is_file() else path
-    ours = config.train.path is None or (folder / "artifact.json").is_file() or (folder / "policy").is_dir()
-    if not ours:
-        return str(config.train.path), None, []
-    artifact = read_artifact(folder, "train", f"vla-tune train {config.name} --out {folder.parent}")
+def _named_base(artifact: Artifact) -> str | None:
+    """The VLM that a training started from, by its own words or by those of the policy that it started from."""
     recorded = artifact.config.get("policy", {})
     start = recorded.get("path")
-    return str(folder / "policy"), recorded.get("base_vlm") or (_own_vlm(start) if start else None), [artifact.as_input()]
+    return recorded.get("base_vlm") or (_own_vlm(start) if start else None)
 
 
 def _own_vlm(path: str) -> str:

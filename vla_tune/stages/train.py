@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla_tune.anchors import Anchor, load_anchor
 from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
+from vla_tune.config import differences
 from vla_tune.console import say
 from vla_tune.errors import UserError
 from vla_tune.methods import make_method, method_class
@@ -141,16 +142,10 @@ def _check_same(config: Config, folder: Path) -> None:
 
 def _differences(earlier: dict[str, Any], config: Config, sections: tuple[str, ...], free: list[str]) -> str:
     """Where this configuration departs from an earlier run's, but for the keys that are `free`."""
-    before, now = _flat(earlier), _flat(config.to_dict())
-    compared = [key for key in {**before, **now} if key.split(".")[0] in sections and key not in free]
-    return ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in compared if before.get(key) != now.get(key))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+    now = config.to_dict()
+    was, is_now = differences(now, earlier), differences(earlier, now)
+    compared = [key for key in {**was, **is_now} if key.split(".")[0] in sections and key not in free]
+    return ", ".join(f"{key} was {was.get(key)}, is {is_now.get(key)}" for key in compared)
 
 
 def _anchor(config: Config, run: Path) -> tuple[Anchor | None, list[dict[str, str]]]:
