@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from vla_tune.anchors import protected_pairs
 from vla_tune.errors import UserError
-from vla_tune.geometry.subspace import complement, project_on, project_out
+from vla_tune.optim.projections import InputSide, Pairs, projection_of
 from vla_tune.policies.inputs import linears
 
 if TYPE_CHECKING:
     from transformers import SmolVLMForConditionalGeneration
 
-    from vla_tune.anchors import Anchor, Directions, Subspace
+    from vla_tune.anchors import Anchor
 
 
 class Protection:
@@ -68,7 +66,7 @@ class Protection:
                 parameter.requires_grad = False
                 self._held += 1
         self._layers = [
-            _Layers(names[0], [parameters[n] for n in names], [starts[n] for n in names], _projection(known, names, sides, energy))
+            _Layers(names[0], [parameters[n] for n in names], [starts[n] for n in names], projection_of(known, names, sides, energy))
             for names in grouped.values()
         ]
         strays = [n for n, p in parameters.items() if not p.requires_grad and not torch.equal(p, starts[n])]
@@ -127,81 +125,6 @@ def _check_stored(anchor: Anchor, sides: str, energy: float) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _InputSide:
-    """Takes out of rows `[out, d]` what lies in U, or keeps what lies in its complement: `basis` is the smaller of the two."""
-
-    basis: Tensor
-    spare: bool
-
-    @classmethod
-    def of(cls, protected: Tensor) -> _InputSide:
-        spare = 2 * protected.shape[1] > len(protected)
-        return cls(complement(protected) if spare else protected.contiguous(), spare)
-
-    def to(self, device: torch.device) -> _InputSide:
-        return replace(self, basis=self.basis.to(device))
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return project_on(rows, self.basis) if self.spare else project_out(rows, self.basis)
-
-    @property
-    def free(self) -> float:
-        """The share of the directions."""
-        share = self.basis.shape[1] / len(self.basis)
-        return share if self.spare else 1 - share
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.basis]
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Takes the protected pairs out of the rows of layers that read one input, which lie one below the other.
-
-    inputs: U, `[d, i]`. outputs: V, `[out, j]`, and the mask `[j, i]` of each layer.
-    """
-
-    inputs: Tensor
-    outputs: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, inputs: Directions, outputs: list[Directions], energy: float) -> _Pairs:
-        masks = [protected_pairs(one, inputs, energy) for one in outputs]
-        columns = max(int(mask.any(0).sum()) for mask in masks)  # the leading ones: products fall along both axes
-        counts = [int(mask.any(1).sum()) for mask in masks]
-        parts = [(one.basis[:, :j].contiguous(), mask[:j, :columns].float()) for one, mask, j in zip(outputs, masks, counts, strict=True)]
-        return cls(inputs.basis[:, :columns].contiguous(), parts)
-
-    def to(self, device: torch.device) -> _Pairs:
-        return _Pairs(self.inputs.to(device), [(basis.to(device), mask.to(device)) for basis, mask in self.outputs])
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        seen = (rows @ self.inputs).split([len(basis) for basis, _ in self.outputs])
-        protected = [basis @ ((basis.T @ part) * mask) for part, (basis, mask) in zip(seen, self.outputs, strict=True)]
-        return torch.addmm(rows, torch.cat(protected), self.inputs.T, alpha=-1)
-
-    @property
-    def free(self) -> float:
-        """The share of the pairs."""
-        protected = sum(float(mask.sum()) for _, mask in self.outputs)
-        return 1 - protected / (len(self.inputs) * sum(len(basis) for basis, _ in self.outputs))
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.inputs, *(tensor for part in self.outputs for tensor in part)]
-
-
-def _projection(known: Subspace, names: list[str], sides: str, energy: float) -> _InputSide | _Pairs:
-    """What the layers with these weights, all readers of one input, are held by."""
-    layers = [name.removesuffix(".weight") for name in names]
-    inputs = known.inputs[known.reads[layers[0]]]
-    if sides == "inputs":
-        return _InputSide.of(inputs.leading(energy))
-    return _Pairs.of(inputs, [known.outputs[layer] for layer in layers], energy)
-
-
 class _Rows:
     """The embeddings of the tokens that were read, which stay."""
 
@@ -227,7 +150,7 @@ class _Layers:
     Everything is computed in float32; weights in bfloat16 are rounded at the end.
     """
 
-    def __init__(self, name: str, parameters: list[nn.Parameter], starts: list[Tensor], projection: _InputSide | _Pairs) -> None:
+    def __init__(self, name: str, parameters: list[nn.Parameter], starts: list[Tensor], projection: InputSide | Pairs) -> None:
         self.name, self._parameters = name, parameters
         self._project = projection.to(parameters[0].device)
         self._start = torch.cat([start.flatten(1) for start in starts])
