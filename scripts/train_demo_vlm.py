@@ -36,7 +36,8 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfi
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from vla_tune.data.scenes import COLOURS, IMAGE_SIZE, QUESTION_TYPES, SHAPES, Scene, picture_hash, sample_scene
-from vla_tune.vqa.questions import Question, ask, caption
+from vla_tune.vqa.generator import Question
+from vla_tune.vqa.questions import ask, caption
 
 PATCH_SIZE = 8
 SCALE_FACTOR = 2

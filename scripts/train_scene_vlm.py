@@ -18,7 +18,8 @@ from train_demo_vlm import PHASES, Batch, Packer, Trainer, asked_in, batch_of, c
 from vla_tune.console import progress
 from vla_tune.data.scenes import Object, Scene, picture_hash, sample_scene
 from vla_tune.policies.loading import load_vlm
-from vla_tune.vqa.questions import Question, caption
+from vla_tune.vqa.generator import Question
+from vla_tune.vqa.questions import caption
 from vla_tune.vqa.touch_scenes import ANSWERS, TouchScene, ask_touch, sample_touch_scene
 
 PEAK = 0.3

@@ -9,8 +9,8 @@ import pytest
 from vla_tune.data.scenes import COLOURS, SHAPES, picture_hash, sample_scene
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
-from vla_tune.vqa.dataset import DRAWN, SCENES, generate, questions_digest, vqa_questions
-from vla_tune.vqa.questions import ANSWERS
+from vla_tune.vqa.dataset import SCENES, generate, questions_digest, vqa_questions
+from vla_tune.vqa.questions import ANSWERS, DRAWN
 
 RELATIONS = {
     "left of": lambda a, b: b.x - a.x,

@@ -11,24 +11,23 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vla_tune.artifacts import file_digest, table_digest, write_json
 from vla_tune.console import warn
 from vla_tune.data.manifests import VqaManifest, load_manifest
-from vla_tune.data.scenes import GENERATOR_VERSION, SPLITS, noisy, picture_hash, sample_scene
+from vla_tune.data.scenes import GENERATOR_VERSION, SPLITS, noisy, picture_hash
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
-from vla_tune.vqa.questions import ANSWERS, Question, ask
+from vla_tune.vqa.generator import Drawable, Generator, Question
+from vla_tune.vqa.questions import DRAWN
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL.Image import Image as Picture
 
 QUESTIONS_VERSION = 1
 PICTURES = 1000
@@ -41,30 +40,6 @@ DRAWS = 8
 """Questions of one type drawn from one scene, of which the one with the rarest answer is kept."""
 SIZE_KEYS = {"anchor": "anchor.samples", "test": "vqa.questions"}
 FILE = "questions.parquet"
-
-
-class Drawable(Protocol):
-    """A scene of any generator."""
-
-    def draw(self) -> Picture:
-        """Its picture."""
-        ...
-
-
-@dataclass(frozen=True)
-class Generator[S: Drawable]:
-    """What questions are made from.
-
-    sample: the scene of a seed, a split and a number. ask: a question of a type about it, where it allows one.
-    answers: by question type, those that are evened out; scenes for others (four alike) are too rare, and are not asked about.
-    """
-
-    sample: Callable[[int, str, int], S]
-    ask: Callable[[S, str, np.random.Generator], Question | None]
-    answers: Mapping[str, Sequence[str]]
-
-
-DRAWN = Generator(sample_scene, ask, ANSWERS)
 
 
 def generator_of(manifest: VqaManifest) -> Generator[Any]:

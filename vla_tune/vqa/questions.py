@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from vla_tune.data.scenes import COLOURS, SHAPES, Object, Scene
+from vla_tune.data.scenes import COLOURS, SHAPES, Object, Scene, sample_scene
+from vla_tune.vqa.generator import Generator, Question
 
 RELATION_MARGIN = 8.0
 """Two objects must differ by this many pixels along the axis that a relation asks about."""
@@ -20,15 +20,6 @@ ANSWERS = {
     "relation": ("yes", "no"),
 }
 """By question type, the answers that a set of questions has in equal numbers."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and its only right answer; `type` groups the results."""
-
-    type: str
-    text: str
-    answer: str
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
@@ -130,3 +121,6 @@ def _unique(scene: Scene, key: Callable[[Object], object]) -> list[Object]:
 
 def _pick(items: list[Object], rng: np.random.Generator) -> Object | None:
     return items[rng.integers(len(items))] if items else None
+
+
+DRAWN = Generator(sample_scene, ask, ANSWERS)

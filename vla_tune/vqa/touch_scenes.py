@@ -19,8 +19,7 @@ from PIL import Image
 from vla_tune.data.scenes import IMAGE_SIZE, SPLITS
 from vla_tune.rollout.touch import COLOURS, RADIUS
 from vla_tune.rollout.worlds import FastMetaworldEnv
-from vla_tune.vqa.dataset import Generator
-from vla_tune.vqa.questions import Question
+from vla_tune.vqa.generator import Generator, Question
 
 ANSWERS = {
     "count": ("1", "2", "3", "4"),
