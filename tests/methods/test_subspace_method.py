@@ -6,6 +6,7 @@ import torch
 from vla_tune.anchors import load_anchor
 from vla_tune.errors import UserError
 from vla_tune.methods import make_method
+from vla_tune.optim.protection import Protection
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
@@ -100,6 +101,16 @@ def test_norms_biases_and_rows_that_were_read_are_held(setup):
     held = [name for name in moved if name.endswith(("norm.weight", "layernorm.weight", ".bias", "position_embedding.weight"))]
     assert len(held) > 20
     assert not any(moved[name] for name in held)
+
+
+def test_embeddings_that_are_also_the_head_are_held_whole(setup):
+    _, run = setup
+    vlm = load_vlm(str(demo_vlm()))[0]
+    vlm.requires_grad_(requires_grad=False)
+    table = vlm.get_input_embeddings().weight.requires_grad_()
+    vlm.lm_head.weight = table
+    Protection(load_anchor(run / "anchor"), "inputs", 0.9, vlm, dict(vlm.named_parameters()))
+    assert not table.requires_grad
 
 
 def test_more_energy_than_the_anchor_holds_is_refused(setup, tmp_path):

@@ -24,7 +24,7 @@ class Protection:
 
     Linear layers change outside the directions U of their inputs, dW U = 0, or outside the pairs of an input and an output
     direction that matter most to the answers, v^T dW u = 0; token embeddings on rows that were not read. What else trains
-    (norms, biases, position embeddings) is read by every input and stops training here.
+    (norms, biases, position embeddings, embeddings that are also the head's) is read by every input and stops training here.
 
     Args:
         anchor: what the layers read, and what the answers feel of them.
@@ -44,7 +44,9 @@ class Protection:
         known, source = anchor.subspace, anchor.artifact.path
         _check_stored(anchor, sides, energy)
         modules = linears(vlm)
-        embedding = next(name for name, start in vlm.named_parameters() if start is vlm.get_input_embeddings().weight)
+        table = vlm.get_input_embeddings().weight
+        tied = table is vlm.get_output_embeddings().weight  # then every row is read, as the logit of its token
+        embedding = next(name for name, start in vlm.named_parameters() if start is table)
         starts = {name: start.detach().to(parameters[name]) for name, start in vlm.named_parameters()}
         grouped: dict[str, list[str]] = {}
         self._rows: list[_Rows] = []
@@ -53,7 +55,7 @@ class Protection:
             module, _, kind = name.rpartition(".")
             if not parameter.requires_grad:
                 continue
-            if name == embedding:
+            if name == embedding and not tied:
                 self._rows.append(_Rows(name, parameter, starts[name], known.tokens))
             elif module in modules and kind == "weight":
                 if module not in known.reads:
