@@ -4,10 +4,10 @@ Every `--every` steps of an AEGIS training, on the batch at hand and block by bl
 
 - the cosine of the task gradient with the penalty's (what the rule acts on) and with that of the VQA answers' loss;
 - the cosine of the penalty's gradient with the answers' gradient: whether the penalty points at what must be kept;
-- how much a step along the task gradient moves the answers, to first order and layer by layer: the squared entries of G between
-  the directions of the VQA inputs and those that the answers feel, weighted by both eigenvalues. What is left of that after
-  the rule, after the rule with the answers' own gradient in place of the penalty's, after taking out the span of k
-  questions' gradients, and after the subspace projection.
+- how much a step along the task gradient moves the answers to questions of the *test* split, to first order, layer by layer and in K-FAC's
+  approximation: trace(B G A G^T), A and B the second moments of a layer's inputs and of the answers' gradients at its outputs.
+  What is left of that after the rule, after the rule with the answers' own gradient in place of the penalty's, after taking out
+  the span of k questions' gradients, and after the subspace projection.
 
     python scripts/aegis_signal.py RUN/anchor [KEY=VALUE ...] --out signal.json
 """
@@ -24,20 +24,25 @@ from torch import Tensor, nn
 
 from vla_tune.anchors import Subspace, load_anchor, protected_pairs
 from vla_tune.artifacts import write_json
-from vla_tune.config import load_config
+from vla_tune.config import Config, load_config
 from vla_tune.console import progress, table
 from vla_tune.geometry.projection import remove_conflict
 from vla_tune.geometry.subspace import project_pairs
 from vla_tune.methods import make_method
 from vla_tune.methods.base import Gradients, Method
+from vla_tune.policies.inputs import LinearInputs
 from vla_tune.policies.loading import load_vlm
+from vla_tune.policies.outputs import OutputGradients
 from vla_tune.policies.smolvla import VLM_PREFIX
 from vla_tune.training.loop import as_floats
 from vla_tune.training.setup import make_loader, make_optimizer, make_start
 from vla_tune.vqa.batches import Memory, answer_loss
 from vla_tune.vqa.dataset import vqa_questions
+from vla_tune.vqa.statistics import answer_gradients, stock_moments
 
 QUESTIONS = 96
+JUDGED = 512
+"""Questions of the test split."""
 SPANS = (1, 8, 64)
 """How many questions' gradients are taken out together."""
 ENERGY = 0.99
@@ -63,6 +68,7 @@ def main() -> None:
     config = load_config("demo", ["method.name=aegis", "train.steps=300", *given.overrides])
     anchor = load_anchor(given.anchor)
     start = make_start(config)
+    judge = Judge(config, start.base_vlm, list(anchor.subspace.reads))
     memory = Memory(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(start.base_vlm)[1], config.seed)
     method = make_method("aegis", start.policy, anchor=anchor, settings=config.method)
     optimizer, scheduler, clip = make_optimizer(config, method)
@@ -74,7 +80,7 @@ def main() -> None:
             batch = start.processors[0](as_floats(next(batches)))
             start.policy.train()
             if step % given.every == 0:
-                rows.append({"step": step, **look(method, memory, batch, anchor.subspace)})
+                rows.append({"step": step, **look(method, memory, batch, anchor.subspace, judge)})
             method.backward(batch)
             nn.utils.clip_grad_norm_([p for p in start.policy.parameters() if p.requires_grad], clip)
             method.step(optimizer)
@@ -84,7 +90,35 @@ def main() -> None:
     table("means over blocks", ["step", *COLUMNS.values()], [[str(row["step"]), *(f"{row[key]:+.4f}" for key in COLUMNS)] for row in rows])
 
 
-def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace) -> dict[str, float]:
+class Judge:
+    """How far a change moves the answers to questions that no anchor has seen."""
+
+    def __init__(self, config: Config, base: str, layers: list[str]) -> None:
+        vlm, processor = load_vlm(base)
+        questions = vqa_questions(config.vqa.manifest, "test", JUDGED)
+        inputs, outputs = (
+            LinearInputs(config.anchor.exact_width, config.anchor.rank),
+            OutputGradients(config.anchor.exact_width, config.anchor.rank),
+        )
+        with inputs.watching(vlm, layers):
+            stock_moments(vlm, processor, questions, config.anchor.batch_size, "judge, inputs", inputs)
+        with outputs.watching(vlm, layers):
+            answer_gradients(vlm, processor, questions, config.anchor.batch_size, outputs)
+        read = {name: moment.principal() for name, moment in inputs.moments.items()}
+        self._sides = {layer: (read[first], outputs.moments[layer].principal()) for layer, first in inputs.reads.items()}
+
+    def moved(self, change: Gradients) -> float:
+        """Sum of trace(B G A G^T) over the linear layers."""
+        total = 0.0
+        for name, gradient in change.items():
+            layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
+            if layer in self._sides:
+                (inputs, u), (outputs, v) = self._sides[layer]
+                total += float(outputs @ (v.T @ gradient.double() @ u).square() @ inputs)
+        return total
+
+
+def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace, judge: Judge) -> dict[str, float]:
     """The figures of one batch; leaves no gradient behind."""
     shared = method.combined_parameters()
     losses = method.losses(dict(batch))
@@ -101,12 +135,12 @@ def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace)
         figures["task_penalty"].append(cosine(task, penalty, names))
         figures["task_answers"].append(cosine(task, answers, names))
         figures["penalty_answers"].append(cosine(penalty, answers, names))
-        whole = moved(ours, known)
-        figures["after_rule"].append(moved(after(ours, penalty), known) / whole)
-        figures["after_answers"].append(moved(after(ours, answers), known) / whole)
+        whole = judge.moved(ours)
+        figures["after_rule"].append(judge.moved(after(ours, penalty)) / whole)
+        figures["after_answers"].append(judge.moved(after(ours, answers)) / whole)
         for count in SPANS:
-            figures[f"after_{count}"].append(moved(without(ours, single[:count]), known) / whole)
-        figures["after_subspace"].append(moved({name: outside(name, g, known) for name, g in ours.items()}, known) / whole)
+            figures[f"after_{count}"].append(judge.moved(without(ours, single[:count])) / whole)
+        figures["after_subspace"].append(judge.moved({name: outside(name, g, known) for name, g in ours.items()}) / whole)
     return {key: sum(values) / len(values) for key, values in figures.items()}
 
 
@@ -144,18 +178,6 @@ def outside(name: str, gradient: Tensor, known: Subspace) -> Tensor:
         return torch.zeros_like(gradient)
     inputs, outputs = known.inputs[known.reads[layer]], known.outputs[layer]
     return project_pairs(gradient, outputs.basis, inputs.basis, protected_pairs(outputs, inputs, ENERGY))
-
-
-def moved(change: Gradients, known: Subspace) -> float:
-    """How far a step moves the answers: sum of lambda_i beta_j (v_j^T G u_i)^2 over all stored pairs and linear layers."""
-    total = 0.0
-    for name, gradient in change.items():
-        layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
-        if layer in known.reads:
-            inputs, outputs = known.inputs[known.reads[layer]], known.outputs[layer]
-            entries = (outputs.basis.T @ gradient @ inputs.basis).square()
-            total += float(outputs.values[: len(entries)] @ entries @ inputs.values[: entries.shape[1]])
-    return total
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from vla_tune.data.scenes import COLOURS, IMAGE_SIZE, QUESTION_TYPES, SHAPES, Scene, picture_hash, sample_scene
 from vla_tune.vqa.generator import Question
-from vla_tune.vqa.questions import ask, caption
+from vla_tune.vqa.questions import DRAWN, ask, caption
 
 PATCH_SIZE = 8
 SCALE_FACTOR = 2
@@ -406,7 +406,7 @@ def main() -> None:
     processor = build_processor()
     model = build_model(processor, args.width, args.layers, args.vision_width, args.vision_layers)
     packer = Packer(processor)
-    test_hashes = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(5000)}
+    test_hashes = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(DRAWN.scenes)}
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(processor.tokenizer)}", flush=True)
     trainer = Trainer(args.out, processor, model)
     first, began = trainer.resume(), time.perf_counter()

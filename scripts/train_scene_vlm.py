@@ -18,8 +18,9 @@ from train_demo_vlm import PHASES, Batch, Packer, Trainer, asked_in, batch_of, c
 from vla_tune.console import progress
 from vla_tune.data.scenes import Object, Scene, picture_hash, sample_scene
 from vla_tune.policies.loading import load_vlm
+from vla_tune.resources import demo_vlm
 from vla_tune.vqa.generator import Question
-from vla_tune.vqa.questions import caption
+from vla_tune.vqa.questions import DRAWN, caption
 from vla_tune.vqa.touch_scenes import ANSWERS, TouchScene, ask_touch, sample_touch_scene
 
 PEAK = 0.3
@@ -51,9 +52,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    vlm, processor = load_vlm("demo")
+    vlm, processor = load_vlm(str(demo_vlm()))
     packer, trainer, phase = Packer(processor), Trainer(args.out, processor, vlm.train()), PHASES[-1]
-    kept_away = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(5000)}
+    kept_away = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(DRAWN.scenes)}
     scenes: list[tuple[TouchScene, np.ndarray]] = []
     with progress("robot scenes", args.pictures, "pictures") as counter:
         for index in range(args.pictures):

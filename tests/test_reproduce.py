@@ -96,6 +96,9 @@ def test_everything_is_made_once_and_the_anchor_is_shared(go):
 def test_a_run_that_fails_is_left_out_and_told(go, monkeypatch, capsys, tmp_path):
     stages = reproduce.stage_function
 
+    names = "full,aegis,wise_ft"  # wise_ft reads the run of full
+    go(methods=names)  # what an earlier time left does not count either
+
     def sick(name):
         def run(config, folder, **how):
             if name == "train" and config.method.name == "full" and config.seed == 0:
@@ -105,10 +108,12 @@ def test_a_run_that_fails_is_left_out_and_told(go, monkeypatch, capsys, tmp_path
         return stages(name) if name == "report" else run
 
     monkeypatch.setattr(reproduce, "stage_function", sick)
-    with pytest.raises(RunError, match="1 runs failed and are not in the table: full seed 0"):
-        go(seeds=2)
+    with pytest.raises(RunError, match="2 runs failed and are not in the table: full seed 0, wise_ft seed 0"):
+        go("train.steps=7", methods=names, seeds=2)
     table = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert [(row["method"], row["seed"]) for row in table] == [("aegis", 0), ("full", 1), ("aegis", 1)]
+    assert [(row["method"], row["seed"]) for row in table] == [("aegis", 0), ("full", 1), ("aegis", 1), ("wise_ft", 1)]
+    frontier = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    assert {row["label"]: row["seeds"]["vqa"] for row in frontier} == {"full": [1], "aegis": [0, 1], "wise_ft": [1]}
     assert "full, seed 0, failed" in capsys.readouterr().err
 
 

@@ -28,13 +28,21 @@ class Directions:
     values: Tensor
     energy: float
 
+    @property
+    def share(self) -> float:
+        """Of the energy, what the stored directions carry; a sketch's eigenvalues are too small rather than too large."""
+        return float(self.values[: self.basis.shape[1]].double().sum()) / self.energy if self.energy else 1.0
+
     def leading(self, energy: float) -> Tensor:
         """Those that carry this share of the energy, or as many as there are."""
         return self.basis[:, : rank_of(self.values, energy, self.energy)]
 
 
 def protected_pairs(outputs: Directions, inputs: Directions, energy: float) -> Tensor:
-    """The mask `[outputs kept, inputs kept]` of `leading_pairs` among the stored directions of a layer's two sides."""
+    """The mask `[outputs kept, inputs kept]` of `leading_pairs` among the stored directions of a layer's two sides.
+
+    A pair of one that is not stored may be stronger than the last of these; with all directions stored, none is.
+    """
     above, below = (side.values[: side.basis.shape[1]] for side in (outputs, inputs))
     return leading_pairs(above, below, energy, outputs.energy * inputs.energy)
 

@@ -69,9 +69,10 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     """
     clock = Clock()
     clock.say(f"{len(plan.configs)} runs in {plan.out}: {', '.join(f'{label} seed {seed}' for label, seed in plan.configs)}")
-    failed = []
+    failed: list[tuple[str, int]] = []
     for (label, seed), config in plan.configs.items():
         try:
+            _check_needs(plan, label, seed, failed)
             _one_run(plan, label, seed, config, clock)
         except RunError as error:
             warn(f"{label}, seed {seed}, failed, and the study goes on without it: {error}")
@@ -86,12 +87,18 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     rows = [_table_row(plan, label, seed, times.get(label, (None, None))) for label, seed in plan.configs]
     write_json(plan.out / "table.json", rows)
     _show(rows)
-    write_frontier(plan.out, plan.labels)
+    write_frontier(plan.out, plan.labels, without=[plan.folder(*key) for key in failed])
     say(f"table: {plan.out / 'table.json'}; report: {plan.out / 'report' / 'report.html'}; {clock.minutes:.1f} minutes in all")
     if failed:
         names = ", ".join(f"{label} seed {seed}" for label, seed in failed)
         raise RunError(f"{len(failed)} runs failed and are not in the table: {names}")
     return rows
+
+
+def _check_needs(plan: Plan, label: str, seed: int, failed: list[tuple[str, int]]) -> None:
+    for other in plan.needs.get(label, []):
+        if (other, seed) in failed:
+            raise RunError(f"it reads the run of {other}")
 
 
 def _one_run(plan: Plan, label: str, seed: int, config: Config, clock: Clock) -> None:

@@ -41,12 +41,14 @@ class Plan:
     """The runs of a study: a configuration for every label and seed, in the order in which they are made.
 
     default: the variant that is the pipeline as it stands, if there is one.
+    needs: the variants whose run, of the same seed, a variant reads.
     """
 
     out: Path
     configs: dict[tuple[str, int], Config]
     default: str | None
     stages: tuple[str, ...] = PARTS
+    needs: dict[str, list[str]] = field(default_factory=dict)
 
     def folder(self, label: str, seed: int) -> Path:
         return run_folder(self.out, label, seed)
@@ -101,7 +103,8 @@ def make_plan(study: Study, out: Path, overrides: list[str] | None = None) -> Pl
         raise UserError(f"study {study.name}: at least one variant and one seed are needed")
     common = [*study.overrides, *(overrides or [])]
     first = load_config(study.pipeline, common)
-    order = in_order({label: _needs(label, study) for label in study.variants})
+    needs = {label: _needs(label, study) for label in study.variants}
+    order = in_order(needs)
 
     def config(label: str, seed: int) -> Config:
         own = [_resolved(override, lambda other: run_folder(out, other, seed)) for override in study.variants[label]]
@@ -117,7 +120,7 @@ def make_plan(study: Study, out: Path, overrides: list[str] | None = None) -> Pl
 
     configs = {(label, seed): config(label, seed) for seed in range(first.seed, first.seed + study.seeds) for label in order}
     default = next((label for label in study.variants if configs[label, first.seed] == first), None)
-    return Plan(out, configs, default, tuple(part for part in PARTS if part in study.stages))
+    return Plan(out, configs, default, tuple(part for part in PARTS if part in study.stages), needs)
 
 
 def in_order(needs: dict[str, list[str]]) -> list[str]:

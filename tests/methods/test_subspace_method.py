@@ -118,8 +118,16 @@ def test_more_energy_than_the_anchor_holds_is_refused(setup, tmp_path):
     anchor_stage.run(config("anchor.energy=0.9"), tmp_path)
     with pytest.raises(UserError, match=r"up to an energy of 0\.9 .* anchor\.energy=0\.99 or more"):
         train.run(config("method.subspace.energy=0.99"), tmp_path)
-    with pytest.raises(UserError, match=r"up to an energy of 0\.81 .* anchor\.energy=0\.948683 or more"):
+    with pytest.raises(UserError, match=r"up to an energy of 0\.81 .* anchor\.energy=0\.948684 or more"):
         train.run(config("method.subspace.sides=both", "method.subspace.energy=0.9"), tmp_path)
+
+
+def test_directions_that_the_rank_cut_off_are_told(setup, tmp_path, capsys):
+    config, _ = setup
+    cut = config("anchor.rank=3", "method.subspace.sides=both", "method.subspace.energy=0.9", "train.steps=1")
+    anchor_stage.run(cut, tmp_path)
+    train.run(cut, tmp_path)
+    assert "anchor.rank" in capsys.readouterr().err
 
 
 def test_pairs_that_matter_stay_and_answers_move_far_less_than_freely(setup):

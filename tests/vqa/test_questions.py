@@ -9,7 +9,7 @@ import pytest
 from vla_tune.data.scenes import COLOURS, SHAPES, picture_hash, sample_scene
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
-from vla_tune.vqa.dataset import SCENES, generate, questions_digest, vqa_questions
+from vla_tune.vqa.dataset import generate, questions_digest, vqa_questions
 from vla_tune.vqa.questions import ANSWERS, DRAWN
 
 RELATIONS = {
@@ -91,7 +91,7 @@ def test_pictures_of_the_splits_are_disjoint():
     assert not ids["anchor"] & ids["test"]
     assert not (ids["anchor"] | ids["test"]) & {picture_hash(sample_scene(0, "train", i).draw())[:16] for i in range(500)}
     # Training leaves out the pictures of these scenes by hash, so all pictures of a split must come from among them.
-    excluded = {picture_hash(sample_scene(0, "test", i).draw())[:16] for i in range(SCENES)}
+    excluded = {picture_hash(sample_scene(0, "test", i).draw())[:16] for i in range(DRAWN.scenes)}
     assert ids["test"] <= excluded
 
 

@@ -9,6 +9,7 @@ import pytest
 from vla_tune.data.manifests import load_manifest, parse_manifest
 from vla_tune.errors import UserError
 from vla_tune.rollout.touch import COLOURS
+from vla_tune.rollout.worlds import FastMetaworldEnv
 from vla_tune.vqa.dataset import generate, generator_of
 from vla_tune.vqa.touch_scenes import ANSWERS, sample_touch_scene
 
@@ -50,8 +51,23 @@ def test_answers_equal_what_the_picture_says(asked):
         for question in questions:
             answer = read_off(question.text, places)
             checked[question.type] += 1
-            assert answer in (None, question.answer), (question, places)
+            if question.type == "nearest":  # what the pixels do not give: the simulation started anew
+                answer = nearest_to_gripper(scene)
+            assert answer == question.answer, (question, places)
     assert checked == dict.fromkeys(ANSWERS, 12)
+
+
+def nearest_to_gripper(scene):
+    """The ball with the least distance to the middle between the fingers' pads, in a world of its own."""
+    rng = np.random.default_rng(scene.seed)
+    env = FastMetaworldEnv("touch-blue", observation_width=64, observation_height=64)
+    env.reset(seed=int(rng.integers(2**31)))
+    action = np.append(rng.uniform(-1, 1, 3), 0).astype(np.float32)
+    for _ in range(rng.integers(26)):
+        env.step(action)
+    data = env._env.data
+    hand = (data.body("rightpad").xpos + data.body("leftpad").xpos) / 2
+    return min((ball.colour for ball in scene.balls), key=lambda colour: np.linalg.norm(data.site(colour).xpos - hand))
 
 
 def read_off(text, places):

@@ -1,4 +1,4 @@
-"""Subspace anchors: the VLM may change only where its VQA features have nothing to say."""
+"""Subspace anchors: the VLM may change only where its answers do not depend on it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from vla_tune.policies.smolvla import vlm_group_of
 
 
 class Subspace(Method):
-    """Every linear layer of the VLM keeps its outputs on the directions U that its VQA inputs take: dW U = 0.
+    """Every linear layer of the VLM changes outside the pairs of an input and an output direction that its answers depend on.
 
-    After gradient projection memory (arXiv 2103.09762) and Adam-NSCL (2103.07113). The gradient loses its part in U, so
-    that the optimizer's moments live outside it; every few steps, the change since the start loses what Adam's division by
-    element and weight decay bring back. Token embeddings read on VQA are rows that stay; norms and biases, which every input reads, stay
-    too. Then no VQA output changes but for the energy that U leaves out: the layers' inputs stay, so their outputs do.
+    With `sides=inputs` outside the leading directions of its VQA inputs, whatever the answers feel: then no output on them changes,
+    and so no answer. With `both`, the default, features may change where the answers do not feel it, to first order
+    (docs/subspace.md). The gradient is projected, so that the optimizer's moments live outside; every few steps the change since the start
+    loses what Adam's division by element and weight decay bring back. Token embeddings read on VQA are rows that stay; norms and
+    biases, which every input reads, stay too. After gradient projection memory (arXiv 2103.09762) and Adam-NSCL (2103.07113).
     """
 
     name: ClassVar[str] = "subspace"

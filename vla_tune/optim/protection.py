@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vla_tune.console import warn
 from vla_tune.errors import UserError
 from vla_tune.optim.projections import InputSide, Pairs, projection_of
 from vla_tune.policies.inputs import linears
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import SmolVLMForConditionalGeneration
 
     from vla_tune.anchors import Anchor
+
+ROUNDING = 1e-4
+"""By so much may a stored share of energy fall short without a word."""
 
 
 class Protection:
@@ -119,11 +123,21 @@ def _check_stored(anchor: Anchor, sides: str, energy: float) -> None:
             f"the anchor {source} has no gradients of the answers, which sides=both needs; "
             "make one with anchor.gradients above 0, or set sides=inputs (method.subspace.sides)"
         )
-    most, needed = (stored**2, math.sqrt(energy)) if sides == "both" else (stored, energy)
+    most, needed = (stored**2, math.ceil(1e6 * math.sqrt(energy)) / 1e6) if sides == "both" else (stored, energy)
     if energy > most:
         raise UserError(
             f"energy={energy}: the anchor {source} holds directions up to an energy of {most:.6g} (sides={sides}); "
             f"make one with anchor.energy={needed:.6g} or more"
+        )
+    known = dict(anchor.subspace.inputs)
+    if sides == "both":
+        known |= {f"{name}'s outputs": one for name, one in anchor.subspace.outputs.items()}
+    short = sorted((one.share, name) for name, one in known.items() if one.share < needed - ROUNDING)
+    if short:
+        worst, name = short[0]
+        warn(
+            f"energy={energy} asks for {needed:.6g} of the energy of each side, but anchor.rank cut off more of {len(short)} of them "
+            f"({name} has {worst:.4g}); there, all that is stored is protected"
         )
 
 

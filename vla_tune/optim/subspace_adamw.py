@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @OptimizerConfig.register_subclass("subspace_adamw")
 @dataclass
 class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
-    """lerobot's `adamw`, under which the VLM may change only where its VQA features have nothing to say.
+    """lerobot's `adamw`, under which the VLM may change only where its answers do not depend on it.
 
     anchor: the anchor artifact, of the VLM that the policy starts from.
     sides, energy: as those of `method.subspace`.
@@ -45,6 +45,8 @@ class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
         """
         if self.sides not in ("both", "inputs"):
             raise UserError(f"--optimizer.sides={self.sides}: expected both or inputs")
+        if not 0 < self.energy <= 1:
+            raise UserError(f"--optimizer.energy={self.energy}: must be above 0 and at most 1")
         parameters = list(params)
         anchor = load_anchor(self.anchor)
         # Changes are counted from the weights that the anchor was taken from, not from what a resumed run begins with.

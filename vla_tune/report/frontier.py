@@ -15,6 +15,7 @@ It is read from the runs' artifacts alone, and so can be made while a study is u
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,18 @@ REFERENCES = ("full", "frozen")
 RESAMPLES = 2000
 
 
-def write_frontier(out: Path, labels: list[str] | None = None) -> list[Row]:
+def write_frontier(out: Path, labels: list[str] | None = None, without: Sequence[Path] = ()) -> list[Row]:
     """Write `frontier.json`, `frontier.md` and, where two figures make a point, `frontier.svg` into a study's folder.
 
     Args:
         labels: the variants in their order; default: every one that has begun, by name.
+        without: run folders that do not count.
 
     Raises:
         UserError: there is nothing in the folder yet, or an artifact is damaged.
 
     """
-    study = read_study(out, labels)
+    study = read_study(out, labels, without)
     steps = out / "benchmark" / "steps.json"
     times = read_json(steps) if steps.is_file() else {}
     rows = [{**variant(label, runs, study), "step_ratio": times.get(label, {}).get("step_ratio")} for label, runs in study.items()]
@@ -58,11 +60,11 @@ def write_frontier(out: Path, labels: list[str] | None = None) -> list[Row]:
     return rows
 
 
-def read_study(out: Path, labels: list[str] | None = None) -> dict[str, list[Run]]:
+def read_study(out: Path, labels: list[str] | None = None, without: Sequence[Path] = ()) -> dict[str, list[Run]]:
     """The runs of each variant that have a finished stage; an evaluation of a training replaced since is left out."""
     study: dict[str, list[Run]] = {}
     for folder in sorted(out.glob("*/seed-*")):
-        if any(folder.glob("*/artifact.json")):
+        if folder not in without and any(folder.glob("*/artifact.json")):
             run = read_run(folder)
             if "eval-vqa" in run.outdated:
                 run.vqa, run.predictions = None, []

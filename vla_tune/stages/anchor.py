@@ -57,11 +57,13 @@ def _take(config: Config, draft: Draft) -> Artifact:
     read = _inputs(config.anchor)
     with read.watching(vlm, trained):
         stock = stock_moments(vlm, processor, questions, config.anchor.batch_size, "anchor, Hugging Face path", read)
+    inputs = _directions(read.moments, config.anchor)
     felt = OutputGradients(config.anchor.exact_width, config.anchor.rank)
     if config.anchor.gradients:
         asked = questions.select(range(min(config.anchor.gradients, len(questions))))
         with felt.watching(vlm, trained):
             answer_gradients(vlm, processor, asked, config.anchor.batch_size, felt)
+    outputs = _directions(felt.moments, config.anchor)
     robot, robot_read = _robot_frames(config, trained)
     identity = {
         "layers": len(moments),
@@ -72,7 +74,7 @@ def _take(config: Config, draft: Draft) -> Artifact:
     }
     tensors = {**tensors_of(moments), **tensors_of(stock, STOCK), **tensors_of(robot, ROBOT)}
     save_file(tensors, draft.path / FILE, metadata={name: str(value) for name, value in identity.items()})
-    layers = _save_subspace(draft.path, read, felt, robot_read, config.anchor)
+    layers = _save_subspace(draft.path, inputs, outputs, read, robot_read)
     _show_subspace(layers)
     metrics = {
         "samples": len(questions),
@@ -112,8 +114,19 @@ def _robot_frames(config: Config, trained: list[str]) -> tuple[list[Moments], Li
         return frame_moments(adapter, batches, len(counts), read), read
 
 
+def _directions(moments: dict[str, SecondMoment | SketchedMoment], config: AnchorConfig) -> dict[str, Directions]:
+    """What is stored of each second moment, which is let go of: together they can be larger than the VLM."""
+    found = {}
+    for name in list(moments):
+        moment = moments.pop(name)
+        values, vectors = moment.principal()
+        kept = min(rank_of(values, config.energy, moment.energy), config.rank)
+        found[name] = Directions(vectors[:, :kept].float().cpu().contiguous(), values.float().cpu(), moment.energy)
+    return found
+
+
 def _save_subspace(
-    folder: Path, read: LinearInputs, felt: OutputGradients, robot: LinearInputs, config: AnchorConfig
+    folder: Path, inputs: dict[str, Directions], outputs: dict[str, Directions], read: LinearInputs, robot: LinearInputs
 ) -> list[dict[str, Any]]:
     """Write the kept eigenvectors, and per input how much of it they are and how much of the robot's features they hold.
 
@@ -122,15 +135,13 @@ def _save_subspace(
     gradients at its outputs; `tokens` (int64 `[vocabulary]`, how often each was read); who reads which input is the metadata `reads`.
     """
     tensors: dict[str, Tensor] = {} if read.tokens is None else {"tokens": read.tokens.cpu()}
-    outputs = {name: _directions(moment, config) for name, moment in felt.moments.items()}
     layers = []
-    for name, moment in read.moments.items():
-        inputs = _directions(moment, config)
-        tensors |= _tensors(name, inputs)
+    for name, directions in inputs.items():
+        tensors |= _tensors(name, directions)
         readers = [reader for reader, first in read.reads.items() if first == name]
         felt_by = [outputs[reader] for reader in readers if reader in outputs]
-        width, kept = inputs.basis.shape
-        bases = {str(energy): inputs.leading(energy) for energy in ENERGIES}
+        width, kept = directions.basis.shape
+        bases = {str(energy): directions.leading(energy) for energy in ENERGIES}
         seen = getattr(robot.moments.get(name), "total", None)
         layers.append(
             {
@@ -139,7 +150,7 @@ def _save_subspace(
                 "width": width,
                 "kept": kept,
                 "free": {energy: 1 - basis.shape[1] / width for energy, basis in bases.items()},
-                "free_pairs": {str(energy): _free_pairs(inputs, felt_by, energy) for energy in ENERGIES},
+                "free_pairs": {str(energy): _free_pairs(directions, felt_by, energy) for energy in ENERGIES},
                 "overlap": {energy: None if seen is None else share_inside(seen.cpu(), basis) for energy, basis in bases.items()},
             }
         )
@@ -148,13 +159,6 @@ def _save_subspace(
     save_file(tensors, folder / SUBSPACE_FILE, metadata={"reads": json.dumps(read.reads)})
     write_json(folder / "subspace.json", {"energies": list(ENERGIES), "layers": layers})
     return layers
-
-
-def _directions(moment: SecondMoment | SketchedMoment, config: AnchorConfig) -> Directions:
-    """What is stored of a second moment."""
-    values, vectors = moment.principal()
-    kept = min(rank_of(values, config.energy, moment.energy), config.rank)
-    return Directions(vectors[:, :kept].float().cpu().contiguous(), values.float().cpu(), moment.energy)
 
 
 def _tensors(prefix: str, directions: Directions) -> dict[str, Tensor]:
@@ -166,8 +170,8 @@ def _tensors(prefix: str, directions: Directions) -> dict[str, Tensor]:
 
 
 def _free_pairs(inputs: Directions, outputs: list[Directions], energy: float) -> float | None:
-    """The share of the pairs of directions, of all layers that read an input, that is left free; None without gradients."""
-    if not outputs:
+    """The share of the pairs of directions that the layers which read an input have free; None where too little is stored to tell."""
+    if not outputs or energy > inputs.share * min(one.share for one in outputs):
         return None
     protected = sum(int(protected_pairs(one, inputs, energy).sum()) for one in outputs)
     return 1 - protected / (len(inputs.basis) * sum(len(one.basis) for one in outputs))

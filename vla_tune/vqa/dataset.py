@@ -20,7 +20,7 @@ import numpy as np
 from vla_tune.artifacts import file_digest, table_digest, write_json
 from vla_tune.console import warn
 from vla_tune.data.manifests import VqaManifest, load_manifest
-from vla_tune.data.scenes import GENERATOR_VERSION, SPLITS, noisy, picture_hash
+from vla_tune.data.scenes import SPLITS, noisy, picture_hash
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
 from vla_tune.vqa.generator import Drawable, Generator, Question
@@ -34,8 +34,6 @@ PICTURES = 1000
 QUESTIONS_PER_PICTURE = 3
 CANDIDATES = 3
 """Fitting scenes looked at for each picture."""
-SCENES = 5000
-"""The scenes of a split that training keeps away from by content hash; enough for `PICTURES` times `CANDIDATES` that fit."""
 DRAWS = 8
 """Questions of one type drawn from one scene, of which the one with the rarest answer is kept."""
 SIZE_KEYS = {"anchor": "anchor.samples", "test": "vqa.questions"}
@@ -83,7 +81,7 @@ def generate[S: Drawable](
     """
     rng = np.random.default_rng([seed, SPLITS[split], QUESTIONS_VERSION])
     used: Counter[tuple[str, ...]] = Counter()
-    scenes = iter(range(SCENES))
+    scenes = iter(range(generator.scenes))
     hands: list[list[str]] = []
     for _ in range(pictures):
         if not hands:
@@ -121,7 +119,7 @@ def _lead(generator: Generator[Any], question: Question, used: Counter[tuple[str
 def _stored(manifest: VqaManifest, split: str) -> Path:
     """The parquet file of a whole split, made where it is missing or does not match its digest."""
     kind = "-".join([manifest.generator, *sorted(manifest.types), *([manifest.style] if manifest.style != "plain" else [])])
-    folder = cache_folder() / "questions" / f"{kind}-{GENERATOR_VERSION}.{QUESTIONS_VERSION}-seed-{manifest.seed}-{split}"
+    folder = cache_folder() / "questions" / f"{kind}-{generator_of(manifest).version}.{QUESTIONS_VERSION}-seed-{manifest.seed}-{split}"
     file, digest = folder / FILE, folder / "digest.json"
     if folder.exists():
         if _matches(file, digest):

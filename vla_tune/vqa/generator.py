@@ -34,8 +34,12 @@ class Generator[S: Drawable]:
 
     sample: the scene of a seed, a split and a number. ask: a question of a type about it, where it allows one.
     answers: by question type, those that are evened out; scenes for others (four alike) are too rare, and are not asked about.
+    scenes: how many of a split it may take to fill it; training keeps away from their pictures.
+    version: of the pictures and questions that these make; a new one leaves the sets in the cache aside.
     """
 
     sample: Callable[[int, str, int], S]
     ask: Callable[[S, str, np.random.Generator], Question | None]
     answers: Mapping[str, Sequence[str]]
+    scenes: int
+    version: int

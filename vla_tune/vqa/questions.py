@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vla_tune.data.scenes import COLOURS, SHAPES, Object, Scene, sample_scene
+from vla_tune.data.scenes import COLOURS, GENERATOR_VERSION, SHAPES, Object, Scene, sample_scene
 from vla_tune.vqa.generator import Generator, Question
 
 RELATION_MARGIN = 8.0
@@ -123,4 +123,4 @@ def _pick(items: list[Object], rng: np.random.Generator) -> Object | None:
     return items[rng.integers(len(items))] if items else None
 
 
-DRAWN = Generator(sample_scene, ask, ANSWERS)
+DRAWN = Generator(sample_scene, ask, ANSWERS, scenes=5000, version=GENERATOR_VERSION)

@@ -101,7 +101,8 @@ def answer_gradients(
             rows = list(range(start, min(start + batch_size, len(questions))))
             batch = {name: value.to(vlm.device) for name, value in answered_inputs(processor, questions, rows).items()}
             answer = batch.pop("labels")[:, 1:] != IGNORED
-            logits = vlm(**batch, use_cache=False).logits[:, :-1][answer][:, candidates].float()
+            states = vlm.model(**batch, use_cache=False).last_hidden_state[:, :-1][answer]  # the whole vocabulary only where it counts
+            logits = vlm.lm_head(states)[:, candidates].float()
             mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(start)).to(logits.device)
             outputs.add(((logits - logits.mean(-1, keepdim=True)) * mixture).sum())
             counter.advance(len(answer))

@@ -30,9 +30,9 @@ ANSWERS = {
     "relation": ("yes", "no"),
 }
 """As for drawn shapes: by question type, the answers that a set of questions has in equal numbers."""
-MARGIN = 5.0
+MARGIN = 4.0
 """Two balls must differ by this many pixels along the axis that is asked about."""
-NEARER = 0.05
+NEARER = 0.03
 """And by this many metres in their distance to the gripper."""
 MOVES = 25
 """At most so many steps, in one direction, does the arm take before the picture."""
@@ -144,7 +144,7 @@ _QUESTIONS: dict[str, Callable[[TouchScene, np.random.Generator], Question | Non
     "existence": _existence,
     "relation": _relation,
 }
-TOUCH = Generator(sample_touch_scene, ask_touch, ANSWERS)
+TOUCH = Generator(sample_touch_scene, ask_touch, ANSWERS, scenes=10_000, version=1)
 
 
 def _first(scene: TouchScene, key: Callable[[Ball], float], margin: float) -> Ball | None:
