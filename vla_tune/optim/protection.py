@@ -186,7 +186,7 @@ class _Layers:
         whole = torch.cat([g.flatten(1) for g in gradients]).float()
         free = self._project(whole)
         self._scatter(gradients, free)
-        return torch.stack([whole.square().sum(), free.square().sum()])
+        return torch.stack([torch.linalg.vector_norm(whole), torch.linalg.vector_norm(free)]).square()
 
     def project_changes(self) -> None:
         """The same for the change since the start, so that rounding and weight decay cannot add up."""
