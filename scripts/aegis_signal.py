@@ -96,10 +96,8 @@ class Judge:
     def __init__(self, config: Config, base: str, layers: list[str]) -> None:
         vlm, processor = load_vlm(base)
         questions = vqa_questions(config.vqa.manifest, "test", JUDGED)
-        inputs, outputs = (
-            LinearInputs(config.anchor.exact_width, config.anchor.rank),
-            OutputGradients(config.anchor.exact_width, config.anchor.rank),
-        )
+        inputs = LinearInputs(config.anchor.exact_width, config.anchor.rank)
+        outputs = OutputGradients(config.anchor.exact_width, config.anchor.rank)
         with inputs.watching(vlm, layers):
             stock_moments(vlm, processor, questions, config.anchor.batch_size, "judge, inputs", inputs)
         with outputs.watching(vlm, layers):

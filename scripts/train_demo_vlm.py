@@ -281,7 +281,12 @@ class Batch:
     weights: Tensor
 
 
-def make_batch(packer: Packer, phase: Phase, seed: int, indices: range, test_hashes: set[str]) -> Batch:
+def other_splits() -> set[str]:
+    """The content hashes of the pictures that no training may see."""
+    return {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(DRAWN.scenes)}
+
+
+def drawn_rows(packer: Packer, phase: Phase, seed: int, indices: Iterable[int], test_hashes: set[str]) -> list[tuple[np.ndarray, ...]]:
     """The scenes of the training stream with these indices, less those whose picture is also one of another split."""
     rows: list[tuple[np.ndarray, ...]] = []
     for index in indices:
@@ -291,7 +296,7 @@ def make_batch(packer: Packer, phase: Phase, seed: int, indices: range, test_has
             continue
         packed = packer.pack(caption(scene), asked_in(phase, scene, np.random.default_rng([seed, 9, index])))
         rows.append((np.asarray(picture), cells_of(scene), *packed))
-    return batch_of(rows)
+    return rows
 
 
 def batch_of(rows: list[tuple[np.ndarray, ...]]) -> Batch:
@@ -406,7 +411,7 @@ def main() -> None:
     processor = build_processor()
     model = build_model(processor, args.width, args.layers, args.vision_width, args.vision_layers)
     packer = Packer(processor)
-    test_hashes = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(DRAWN.scenes)}
+    test_hashes = other_splits()
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(processor.tokenizer)}", flush=True)
     trainer = Trainer(args.out, processor, model)
     first, began = trainer.resume(), time.perf_counter()
@@ -414,7 +419,7 @@ def main() -> None:
     for step in range(first, steps):
         phase, share = phase_at(step)
         indices = range(step * args.batch_size, (step + 1) * args.batch_size)
-        shown = trainer.step(make_batch(packer, phase, args.seed, indices, test_hashes), phase, share)
+        shown = trainer.step(batch_of(drawn_rows(packer, phase, args.seed, indices, test_hashes)), phase, share)
         if step % 20 == 0:
             seconds = (time.perf_counter() - began) / (step - first + 1)
             print(json.dumps({"step": step, **{k: round(v, 4) for k, v in shown.items()}, "step_s": round(seconds, 3)}), flush=True)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_demo_vlm import PHASES, Batch, Packer, Trainer, asked_in, batch_of, cells_of
+from train_demo_vlm import PHASES, Batch, Packer, Trainer, batch_of, cells_of, drawn_rows, other_splits
 
 from vla_tune.console import progress
-from vla_tune.data.scenes import Object, Scene, picture_hash, sample_scene
+from vla_tune.data.scenes import Object, Scene
 from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
 from vla_tune.vqa.generator import Question
-from vla_tune.vqa.questions import DRAWN, caption
+from vla_tune.vqa.questions import caption
 from vla_tune.vqa.touch_scenes import ANSWERS, TouchScene, ask_touch, sample_touch_scene
 
 PEAK = 0.3
@@ -54,7 +54,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     vlm, processor = load_vlm(str(demo_vlm()))
     packer, trainer, phase = Packer(processor), Trainer(args.out, processor, vlm.train()), PHASES[-1]
-    kept_away = {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(DRAWN.scenes)}
+    kept_away = other_splits()
     scenes: list[tuple[TouchScene, np.ndarray]] = []
     with progress("robot scenes", args.pictures, "pictures") as counter:
         for index in range(args.pictures):
@@ -69,11 +69,8 @@ def main() -> None:
             scene, picture = scenes[index]
             drawn = as_drawn(scene)
             rows.append((picture, cells_of(drawn), *packer.pack(caption(drawn), asked_about(scene, rng))))
-        for _ in range(args.batch_size - len(rows)):
-            shapes = sample_scene(args.seed, "train", int(rng.integers(10_000_000)))
-            if picture_hash(shapes.draw()) not in kept_away:
-                rows.append((np.asarray(shapes.draw()), cells_of(shapes), *packer.pack(caption(shapes), asked_in(phase, shapes, rng))))
-        return batch_of(rows)
+        indices = rng.integers(10_000_000, size=args.batch_size - len(rows)).tolist()
+        return batch_of(rows + drawn_rows(packer, phase, args.seed, indices, kept_away))
 
     for step in range(args.steps):
         share = PEAK * min((step + 1) / 50, 1.0, 1.25 * (args.steps - step) / args.steps)

@@ -101,9 +101,12 @@ class SketchedMoment:
         self.rows = (left[:, None] * right)[: self.rank]
 
 
-def empty_moment(width: int, *, exact_width: int, rank: int, device: torch.device | str = "cpu") -> SecondMoment | SketchedMoment:
-    """Nothing seen yet: exact up to `exact_width`, a sketch of `rank` rows beyond."""
-    return SecondMoment.empty(width, device) if width <= exact_width else SketchedMoment.empty(width, rank, device)
+def add_rows(moments: dict[str, SecondMoment | SketchedMoment], name: str, rows: Tensor, *, exact_width: int, rank: int) -> None:
+    """Add rows `[n, d]` to the moment of that name, begun where missing: exact up to `exact_width`, a sketch of `rank` rows beyond."""
+    if name not in moments:
+        width, device = rows.shape[1], rows.device
+        moments[name] = SecondMoment.empty(width, device) if width <= exact_width else SketchedMoment.empty(width, rank, device)
+    moments[name].update(rows)
 
 
 def rank_of(values: Tensor, energy: float, total: float) -> int:

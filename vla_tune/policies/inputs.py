@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vla_tune.geometry.subspace import SecondMoment, SketchedMoment, empty_moment
+from vla_tune.geometry.subspace import SecondMoment, SketchedMoment, add_rows
 
 if TYPE_CHECKING:
     from transformers import SmolVLMForConditionalGeneration
@@ -70,15 +70,10 @@ class LinearInputs:
                 return
             self._last = (inputs[0], name)
             self.reads[name] = name
-            self._add(name, _rows(module, inputs[0].detach(), self.mask))
+            rows = _rows(module, inputs[0].detach(), self.mask)
+            add_rows(self.moments, name, rows, exact_width=self.exact_width, rank=self.rank)
 
         return gather
-
-    def _add(self, name: str, rows: Tensor) -> None:
-        width = rows.shape[1]
-        if name not in self.moments:
-            self.moments[name] = empty_moment(width, exact_width=self.exact_width, rank=self.rank, device=rows.device)
-        self.moments[name].update(rows)
 
 
 def _rows(module: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vla_tune.geometry.subspace import SecondMoment, SketchedMoment, empty_moment
+from vla_tune.geometry.subspace import SecondMoment, SketchedMoment, add_rows
 
 
 @dataclass
@@ -41,10 +41,7 @@ class OutputGradients:
         gradients = torch.autograd.grad(felt, [output for _, output in self._outputs.values()], materialize_grads=True)
         for (name, (module, _)), gradient in zip(self._outputs.items(), gradients, strict=True):
             places = gradient.flatten(2).transpose(1, 2) if isinstance(module, nn.Conv2d) else gradient
-            rows = places.flatten(0, -2).float()
-            if name not in self.moments:
-                self.moments[name] = empty_moment(rows.shape[1], exact_width=self.exact_width, rank=self.rank, device=rows.device)
-            self.moments[name].update(rows)
+            add_rows(self.moments, name, places.flatten(0, -2).float(), exact_width=self.exact_width, rank=self.rank)
         self._outputs = {}
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

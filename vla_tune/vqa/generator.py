@@ -28,6 +28,18 @@ class Drawable(Protocol):
         """Its picture."""
 
 
+class Placed(Protocol):
+    """A thing in a picture: its centre in pixels, the origin at the top left."""
+
+    @property
+    def x(self) -> float:
+        """From the left."""
+
+    @property
+    def y(self) -> float:
+        """From the top."""
+
+
 @dataclass(frozen=True)
 class Generator[S: Drawable]:
     """What questions are made from.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vla_tune.data.scenes import COLOURS, GENERATOR_VERSION, SHAPES, Object, Scene, sample_scene
-from vla_tune.vqa.generator import Generator, Question
+from vla_tune.vqa.generator import Generator, Placed, Question
 
 RELATION_MARGIN = 8.0
 """Two objects must differ by this many pixels along the axis that a relation asks about."""
@@ -88,7 +88,12 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Question:
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     items = _unique(scene, lambda o: (o.colour, o.shape))
-    pairs = [(a, b, axis) for a in items for b in items for axis in ("x", "y") if getattr(b, axis) - getattr(a, axis) >= RELATION_MARGIN]
+    return relation(items, lambda item: f"the {item.colour} {item.shape}", RELATION_MARGIN, rng)
+
+
+def relation[P: Placed](items: Sequence[P], name: Callable[[P], str], margin: float, rng: np.random.Generator) -> Question | None:
+    """Whether of two things one lies left of, right of, above or below the other; None where none are `margin` pixels apart on an axis."""
+    pairs = [(a, b, axis) for a in items for b in items for axis in ("x", "y") if getattr(b, axis) - getattr(a, axis) >= margin]
     if not pairs:
         return None
     first, second, axis = pairs[rng.integers(len(pairs))]  # first is left of, or above, second
@@ -96,8 +101,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     if rng.integers(2):
         first, second, words = second, first, words[::-1]
     truth = int(rng.integers(2))
-    name_a, name_b = (f"the {item.colour} {item.shape}" for item in (first, second))
-    return Question("relation", f"is {name_a} {words[1 - truth]} {name_b}?", ("no", "yes")[truth])
+    return Question("relation", f"is {name(first)} {words[1 - truth]} {name(second)}?", ("no", "yes")[truth])
 
 
 _QUESTIONS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {

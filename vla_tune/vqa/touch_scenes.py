@@ -20,6 +20,7 @@ from vla_tune.data.scenes import IMAGE_SIZE, SPLITS
 from vla_tune.rollout.touch import COLOURS, RADIUS
 from vla_tune.rollout.worlds import FastMetaworldEnv
 from vla_tune.vqa.generator import Generator, Question
+from vla_tune.vqa.questions import relation
 
 ANSWERS = {
     "count": ("1", "2", "3", "4"),
@@ -124,16 +125,7 @@ def _existence(scene: TouchScene, rng: np.random.Generator) -> Question:
 
 
 def _relation(scene: TouchScene, rng: np.random.Generator) -> Question | None:
-    balls = scene.balls
-    pairs = [(a, b, axis) for a in balls for b in balls for axis in ("x", "y") if getattr(b, axis) - getattr(a, axis) >= MARGIN]
-    if not pairs:
-        return None
-    first, second, axis = pairs[rng.integers(len(pairs))]  # first is left of, or above, second
-    words = {"x": ("left of", "right of"), "y": ("above", "below")}[axis]
-    if rng.integers(2):
-        first, second, words = second, first, words[::-1]
-    truth = int(rng.integers(2))
-    return Question("relation", f"is the {first.colour} ball {words[1 - truth]} the {second.colour} ball?", ("no", "yes")[truth])
+    return relation(scene.balls, lambda ball: f"the {ball.colour} ball", MARGIN, rng)
 
 
 _QUESTIONS: dict[str, Callable[[TouchScene, np.random.Generator], Question | None]] = {
