@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vla_tune.artifacts import Artifact, read_artifact
@@ -19,7 +20,7 @@ ROBOT = "robot."
 
 @dataclass(frozen=True)
 class Directions:
-    """Eigenvectors of a second moment: `basis`, float32 `[width, kept]`, the strongest first.
+    """Eigenvectors of a second moment: `basis`, float32 `[width, kept]`, the strongest first, column by column in memory.
 
     values: the eigenvalues, all that were computed. energy: the mean squared norm, their sum.
     """
@@ -32,6 +33,10 @@ class Directions:
     def share(self) -> float:
         """Of the energy, what the stored directions carry; a sketch's eigenvalues are too small rather than too large."""
         return float(self.values[: self.basis.shape[1]].double().sum()) / self.energy if self.energy else 1.0
+
+    def to(self, device: torch.device) -> Directions:
+        """With the basis on another device."""
+        return replace(self, basis=self.basis.to(device))
 
     def leading(self, energy: float) -> Tensor:
         """Those that carry this share of the energy, or as many as there are."""
@@ -61,6 +66,11 @@ class Subspace:
     outputs: dict[str, Directions]
     reads: dict[str, str]
     tokens: Tensor
+
+    def to(self, device: torch.device) -> Subspace:
+        """With the directions on another device."""
+        inputs, outputs = ({name: one.to(device) for name, one in side.items()} for side in (self.inputs, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def _load_subspace(file: Path) -> Subspace:
 
         def directions(prefix: str) -> Directions:
             basis, values, energy = (opened.get_tensor(f"{prefix}.{part}") for part in ("basis", "values", "energy"))
-            return Directions(basis, values, float(energy))
+            return Directions(basis.T.contiguous().T, values, float(energy))
 
         return Subspace(
             inputs={name: directions(name) for name in sorted(set(reads.values()))},

@@ -101,9 +101,17 @@ def test_outputs_on_protected_inputs_stay(seed, count, width):
     assert (change @ x.T).abs().max() <= 1e-3 * x.norm()
 
 
-def test_patches_are_rows_of_a_convolution():
-    g = rows(0, 4, 12).reshape(4, 3, 2, 2)
-    assert torch.equal(project_out(g, basis(1, 12, 5)), project_out(g.reshape(4, 12), basis(1, 12, 5)).reshape(g.shape))
+def test_projections_in_place_are_the_same():
+    g, u, v = rows(0, 4, 12), basis(1, 12, 8), basis(2, 4, 3)
+    pairs = torch.rand(3, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    for project in (
+        lambda g, **to: project_out(g, u, **to),
+        lambda g, **to: project_on(g, u, **to),
+        lambda g, **to: project_pairs(g, v, u, pairs, **to),
+    ):
+        inside = g.clone()
+        assert project(inside, out=inside) is inside
+        assert torch.equal(inside, project(g))
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=10), st.floats(0, 0.999), st.floats(0, 0.999))

@@ -124,22 +124,21 @@ def complement(basis: Tensor) -> Tensor:
     return torch.linalg.qr(basis.double(), mode="complete")[0][:, basis.shape[1] :].to(basis.dtype)
 
 
-def project_out(gradient: Tensor, basis: Tensor) -> Tensor:
+def project_out(gradient: Tensor, basis: Tensor, *, out: Tensor | None = None) -> Tensor:
     """What is left of each row of a weight gradient outside the span of an orthonormal basis: G - (G U) U^T.
 
     Args:
-        gradient: `[out, ...]`, its rows read as vectors of length d.
+        gradient: G, `[rows, d]`.
         basis: U, `[d, k]`.
+        out: where to write it; may be the gradient itself.
 
     """
-    rows = gradient.reshape(len(gradient), -1)
-    return (rows - (rows @ basis) @ basis.T).reshape(gradient.shape)
+    return torch.addmm(gradient, gradient @ basis, basis.T, alpha=-1, out=out)
 
 
-def project_on(gradient: Tensor, free: Tensor) -> Tensor:
+def project_on(gradient: Tensor, free: Tensor, *, out: Tensor | None = None) -> Tensor:
     """The same given the complement's basis F `[d, d - k]`, (G F) F^T: cheaper where fewer directions are free than kept."""
-    rows = gradient.reshape(len(gradient), -1)
-    return ((rows @ free) @ free.T).reshape(gradient.shape)
+    return torch.mm(gradient @ free, free.T, out=out)
 
 
 def leading_pairs(outputs: Tensor, inputs: Tensor, energy: float, total: float) -> Tensor:
@@ -160,17 +159,18 @@ def leading_pairs(outputs: Tensor, inputs: Tensor, energy: float, total: float) 
     return mask
 
 
-def project_pairs(gradient: Tensor, outputs: Tensor, inputs: Tensor, pairs: Tensor) -> Tensor:
+def project_pairs(gradient: Tensor, outputs: Tensor, inputs: Tensor, pairs: Tensor, *, out: Tensor | None = None) -> Tensor:
     """What is left of a weight gradient outside the protected pairs: G - V ((V^T G U) * pairs) U^T.
 
     Args:
-        gradient: G, `[out, ...]`, its rows read as vectors of length d.
-        outputs, inputs: V `[out, j]` and U `[d, i]`, orthonormal.
+        gradient: G, `[rows, d]`.
+        outputs, inputs: V `[rows, j]` and U `[d, i]`, orthonormal.
         pairs: `[j, i]`, ones (or True) where protected.
+        out: where to write it; may be the gradient itself.
 
     """
-    rows = gradient.reshape(len(gradient), -1)
-    return (rows - outputs @ ((outputs.T @ (rows @ inputs)) * pairs) @ inputs.T).reshape(gradient.shape)
+    inside = outputs @ ((outputs.T @ (gradient @ inputs)) * pairs)
+    return torch.addmm(gradient, inside, inputs.T, alpha=-1, out=out)
 
 
 def share_inside(moment: Tensor, basis: Tensor) -> float:

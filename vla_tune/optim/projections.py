@@ -1,8 +1,8 @@
-"""The two projections that can hold the weights of layers which read one input; the rows of these lie one below the other."""
+"""The two projections that can hold a linear layer's weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,8 @@ from vla_tune.anchors import protected_pairs
 from vla_tune.geometry.subspace import complement, project_on, project_out, project_pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from vla_tune.anchors import Directions, Subspace
@@ -18,24 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputSide:
-    """Takes out of rows `[out, d]` what lies in U, or keeps what lies in its complement: `basis` is the smaller of the two."""
+    """Takes out of a weight's rows what lies in U, or keeps what lies in its complement: `basis` `[d, k]` is the smaller of the two."""
 
     basis: Tensor
     spare: bool
 
     @classmethod
-    def of(cls, protected: Tensor) -> InputSide:
-        """From U, `[d, k]`."""
+    def of(cls, inputs: Directions, energy: float) -> InputSide:
+        """U is what carries that share of the inputs' energy."""
+        protected = inputs.leading(energy)
         spare = 2 * protected.shape[1] > len(protected)
-        return cls(complement(protected) if spare else protected.contiguous(), spare)
+        return cls(complement(protected) if spare else protected, spare)
 
-    def to(self, device: torch.device) -> InputSide:
-        """On another device."""
-        return replace(self, basis=self.basis.to(device))
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """What is left of them."""
-        return project_on(rows, self.basis) if self.spare else project_out(rows, self.basis)
+    def __call__(self, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """What is left of rows `[n, d]`."""
+        return (project_on if self.spare else project_out)(rows, self.basis, out=out)
 
     @property
     def free(self) -> float:
@@ -51,48 +50,48 @@ class InputSide:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Takes the protected pairs of an input and an output direction out of the rows.
+    """Takes the protected pairs of an input and an output direction out of a weight.
 
-    inputs: U, `[d, i]`. outputs: V, `[out, j]`, and the mask `[j, i]` of each layer.
+    strips: V `[n, j]`, U `[d, i]` and the mask `[j, i]`, for inputs from the strongest to the weakest. The weaker an input is, the
+    fewer outputs it is protected with, so two strips waste less than one rectangle.
     """
 
-    inputs: Tensor
-    outputs: list[tuple[Tensor, Tensor]]
+    strips: list[tuple[Tensor, Tensor, Tensor]]
 
     @classmethod
-    def of(cls, inputs: Directions, outputs: list[Directions], energy: float) -> Pairs:
-        """The pairs that carry the share `energy` in each layer, without the directions that are in none."""
-        masks = [protected_pairs(one, inputs, energy) for one in outputs]
-        columns = max(int(mask.any(0).sum()) for mask in masks)  # the leading ones: products fall along both axes
-        counts = [int(mask.any(1).sum()) for mask in masks]
-        parts = [(one.basis[:, :j].contiguous(), mask[:j, :columns].float()) for one, mask, j in zip(outputs, masks, counts, strict=True)]
-        return cls(inputs.basis[:, :columns].contiguous(), parts)
+    def of(cls, outputs: Directions, inputs: Directions, energy: float) -> Pairs:
+        """The pairs that carry the share `energy` of the product."""
+        mask = protected_pairs(outputs, inputs, energy)
+        heights = mask.sum(0)  # of each input's column, falling: products fall along both axes
+        width = int((heights > 0).sum())
+        cuts = torch.arange(width)
+        cut = int((cuts * heights[0] + (width - cuts) * heights[:width]).argmin())  # where the two cover least
+        spans = [(0, cut), (cut, width)] if cut else [(0, width)]
+        v, u = outputs.basis, inputs.basis
+        return cls([(v[:, : heights[a]], u[:, a:b], mask[: heights[a], a:b].to(u)) for a, b in spans])
 
-    def to(self, device: torch.device) -> Pairs:
-        """On another device."""
-        return Pairs(self.inputs.to(device), [(basis.to(device), mask.to(device)) for basis, mask in self.outputs])
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """What is left of them."""
-        parts = rows.split([len(basis) for basis, _ in self.outputs])
-        return torch.cat([project_pairs(part, basis, self.inputs, mask) for part, (basis, mask) in zip(parts, self.outputs, strict=True)])
+    def __call__(self, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """What is left of rows `[n, d]`."""
+        for strip in self.strips:
+            rows = project_pairs(rows, *strip, out=out)
+        return rows
 
     @property
     def free(self) -> float:
         """The share of the pairs that are left."""
-        protected = sum(float(mask.sum()) for _, mask in self.outputs)
-        return 1 - protected / (len(self.inputs) * sum(len(basis) for basis, _ in self.outputs))
+        v, u, _ = self.strips[0]
+        return 1 - sum(float(mask.sum()) for *_, mask in self.strips) / (len(v) * len(u))
 
     @property
     def tensors(self) -> list[Tensor]:
         """What it holds."""
-        return [self.inputs, *(tensor for part in self.outputs for tensor in part)]
+        return [tensor for strip in self.strips for tensor in strip]
 
 
-def projection_of(known: Subspace, names: list[str], sides: str, energy: float) -> InputSide | Pairs:
-    """What the layers with these weights, all readers of one input, are held by."""
-    layers = [name.removesuffix(".weight") for name in names]
-    inputs = known.inputs[known.reads[layers[0]]]
-    if sides == "inputs":
-        return InputSide.of(inputs.leading(energy))
-    return Pairs.of(inputs, [known.outputs[layer] for layer in layers], energy)
+def projections(known: Subspace, layers: Iterable[str], sides: str, energy: float) -> dict[str, InputSide | Pairs]:
+    """What holds each of these layers; those that read one input share its directions."""
+    readers = {layer: known.reads[layer] for layer in layers}
+    if sides == "both":
+        return {layer: Pairs.of(known.outputs[layer], known.inputs[first], energy) for layer, first in readers.items()}
+    inputs = {first: InputSide.of(known.inputs[first], energy) for first in set(readers.values())}
+    return {layer: inputs[first] for layer, first in readers.items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vla_tune.console import warn
 from vla_tune.errors import UserError
-from vla_tune.optim.projections import InputSide, Pairs, projection_of
+from vla_tune.optim.projections import InputSide, Pairs, projections
 from vla_tune.policies.inputs import linears
 
 if TYPE_CHECKING:
@@ -45,14 +45,15 @@ class Protection:
     def __init__(
         self, anchor: Anchor, sides: str, energy: float, vlm: SmolVLMForConditionalGeneration, parameters: Mapping[str, nn.Parameter]
     ) -> None:
-        known, source = anchor.subspace, anchor.artifact.path
+        source = anchor.artifact.path
+        known = anchor.subspace.to(next(iter(parameters.values())).device)
         _check_stored(anchor, sides, energy)
         modules = linears(vlm)
         table = vlm.get_input_embeddings().weight
         tied = table is vlm.get_output_embeddings().weight  # then every row is read, as the logit of its token
         embedding = next(name for name, start in vlm.named_parameters() if start is table)
         starts = {name: start.detach().to(parameters[name]) for name, start in vlm.named_parameters()}
-        grouped: dict[str, list[str]] = {}
+        layers: list[str] = []
         self._rows: list[_Rows] = []
         self._held = 0
         for name, parameter in parameters.items():
@@ -67,13 +68,13 @@ class Protection:
                         f"the anchor {source} has no directions for {module}, which trains; "
                         "make one for this policy's settings with `vla-tune anchor`"
                     )
-                grouped.setdefault(known.reads[module], []).append(name)
+                layers.append(module)
             else:
                 parameter.requires_grad = False
                 self._held += 1
-        self._layers = [
-            _Layers(names[0], [parameters[n] for n in names], [starts[n] for n in names], projection_of(known, names, sides, energy))
-            for names in grouped.values()
+        self._weights = [
+            _Weight(name := f"{layer}.weight", parameters[name], starts[name].clone(), projection)
+            for layer, projection in projections(known, layers, sides, energy).items()
         ]
         strays = [n for n, p in parameters.items() if not p.requires_grad and not torch.equal(p, starts[n])]
         strays += [part.name for part in self._parts if part.strays()]
@@ -84,14 +85,17 @@ class Protection:
             )
 
     @property
-    def _parts(self) -> list[_Layers | _Rows]:
-        return [*self._layers, *self._rows]
+    def _parts(self) -> list[_Weight | _Rows]:
+        return [*self._weights, *self._rows]
 
     def __str__(self) -> str:
-        free, size, held = (sum(getattr(layers, what) for layers in self._layers) for what in ("free", "size", "bytes"))
+        size = sum(weight.size for weight in self._weights)
+        free = sum(weight.free for weight in self._weights) / size
+        held = {part.data_ptr(): part.nbytes() for part in (t.untyped_storage() for weight in self._weights for t in weight.tensors)}
         return (
-            f"subspace: {free / size:.1%} of the directions that weights can change in are free; "
-            f"{held / 1e6:.1f} MB of bases and starting weights; {self._held} norms, biases and position embeddings of the VLM are held"
+            f"subspace: {free:.1%} of the directions that weights can change in are free; "
+            f"{sum(held.values()) / 1e6:.1f} MB of bases and starting weights; "
+            f"{self._held} norms, biases and position embeddings of the VLM are held"
         )
 
     @torch.no_grad()
@@ -99,13 +103,13 @@ class Protection:
         """Before the step, so that the optimizer's moments live outside the protected directions.
 
         Returns:
-            The gradient's energy (squared norm) before and after, by the first layer that reads an input.
+            The gradient's energy (squared norm) before and after, by the name of the weight.
 
         """
         for rows in self._rows:
             rows.project_gradients()
-        energies = {layers.name: layers.project_gradients() for layers in self._layers}
-        figures = torch.stack(list(energies.values())).tolist()  # one wait for the device
+        energies = {weight.name: weight.project_gradients() for weight in self._weights if weight.has_gradient}
+        figures = torch.stack(list(energies.values())).tolist() if energies else []  # one wait for the device
         return {name: (before, after) for name, (before, after) in zip(energies, figures, strict=True)}
 
     @torch.no_grad()
@@ -160,19 +164,25 @@ class _Rows:
         self._embedding.data[self._seen] = self._start
 
 
-class _Layers:
-    """The weights of the layers that read one input, with the projection that holds them.
+class _Weight:
+    """The weight of a linear layer or of the patch embedding, with the projection that holds it.
 
     Everything is computed in float32; weights in bfloat16 are rounded at the end.
     """
 
-    def __init__(self, name: str, parameters: list[nn.Parameter], starts: list[Tensor], projection: InputSide | Pairs) -> None:
-        self.name, self._parameters = name, parameters
-        self._project = projection.to(parameters[0].device)
-        self._start = torch.cat([start.flatten(1) for start in starts])
-        self.size = self._start.numel()
+    def __init__(self, name: str, parameter: nn.Parameter, start: Tensor, projection: InputSide | Pairs) -> None:
+        self.name, self._parameter, self._start, self._project = name, parameter, start, projection
+        self.size = parameter.numel()
         self.free = projection.free * self.size
-        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*projection.tensors, self._start))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        return [self._start, *self._project.tensors]
+
+    @property
+    def has_gradient(self) -> bool:
+        return self._parameter.grad is not None
 
     def strays(self) -> bool:
         """Whether the change since the start has more in the protected directions than rounding (with TF32) leaves there."""
@@ -182,19 +192,18 @@ class _Layers:
 
     def project_gradients(self) -> Tensor:
         """G becomes its part in the free directions; its energy before and after, `[2]`."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        whole = torch.cat([g.flatten(1) for g in gradients]).float()
-        free = self._project(whole)
-        self._scatter(gradients, free)
-        return torch.stack([torch.linalg.vector_norm(whole), torch.linalg.vector_norm(free)]).square()
+        assert self._parameter.grad is not None
+        rows = self._parameter.grad.flatten(1).float()  # the gradient itself where it is float32 and lies row by row
+        before = torch.linalg.vector_norm(rows)
+        free = self._project(rows, out=rows)
+        self._parameter.grad.copy_(free.view_as(self._parameter))
+        return torch.stack([before, torch.linalg.vector_norm(free)]).square()
 
     def project_changes(self) -> None:
         """The same for the change since the start, so that rounding and weight decay cannot add up."""
-        self._scatter([p.data for p in self._parameters], self._start.float() + self._project(self._change()))
+        change = self._change()
+        self._parameter.data.copy_(self._start.float() + self._project(change, out=change).view_as(self._start))
 
     def _change(self) -> Tensor:
-        return torch.cat([p.detach().flatten(1) for p in self._parameters]).float() - self._start.float()
-
-    def _scatter(self, targets: list[Tensor], rows: Tensor) -> None:
-        for target, part in zip(targets, rows.split([len(target) for target in targets]), strict=True):
-            target.copy_(part.view_as(target))
+        """The rows `[n, d]` of the change since the start."""
+        return (self._parameter.detach().float() - self._start.float()).flatten(1)
