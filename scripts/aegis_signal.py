@@ -33,7 +33,7 @@ from vla_tune.methods.base import Gradients, Method
 from vla_tune.policies.inputs import LinearInputs
 from vla_tune.policies.loading import load_vlm
 from vla_tune.policies.outputs import OutputGradients
-from vla_tune.policies.smolvla import VLM_PREFIX
+from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.training.loop import as_floats
 from vla_tune.training.setup import make_loader, make_optimizer, make_start
 from vla_tune.vqa.batches import Memory, answer_loss
@@ -109,7 +109,7 @@ class Judge:
         """Sum of trace(B G A G^T) over the linear layers."""
         total = 0.0
         for name, gradient in change.items():
-            layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
+            layer = name.removeprefix(SmolVLAAdapter.vlm_prefix).removesuffix(".weight")
             if layer in self._sides:
                 (inputs, u), (outputs, v) = self._sides[layer]
                 total += float(outputs @ (v.T @ gradient.double() @ u).square() @ inputs)
@@ -126,7 +126,7 @@ def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace,
     single = [gradients(answer_loss(method.adapter.vlm, memory.draw(number + 1, 1)), shared) for number in range(max(SPANS))]
     blocks: dict[str, list[str]] = {}
     for name in shared:
-        blocks.setdefault(".".join(name.removeprefix(VLM_PREFIX).split(".")[:4]), []).append(name)
+        blocks.setdefault(".".join(name.removeprefix(SmolVLAAdapter.vlm_prefix).split(".")[:4]), []).append(name)
     figures: dict[str, list[float]] = {key: [] for key in COLUMNS}
     for names in blocks.values():
         ours = {name: task[name] for name in names}
@@ -171,7 +171,7 @@ def without(task: Gradients, others: list[Gradients]) -> Gradients:
 
 def outside(name: str, gradient: Tensor, known: Subspace) -> Tensor:
     """What the subspace projection leaves of it; norms are held."""
-    layer = name.removeprefix(VLM_PREFIX).removesuffix(".weight")
+    layer = name.removeprefix(SmolVLAAdapter.vlm_prefix).removesuffix(".weight")
     if layer not in known.reads:
         return torch.zeros_like(gradient)
     inputs, outputs = known.inputs[known.reads[layer]], known.outputs[layer]

@@ -44,10 +44,12 @@ class PolicyConfig:
         `base_vlm`.
     base_vlm: the VLM whose skill counts, a Hub id, a folder, or `demo` (the VLM that is shipped). Default: the starting
         policy's own.
-    settings: fields of lerobot's policy configuration (`SmolVLAConfig`), such as `chunk_size`.
+    type: of the policy that is made where there is no `path`: smolvla, pi0, pi05, or one that another package has an adapter for.
+    settings: fields of lerobot's configuration of that type, such as `chunk_size`.
     """
 
     path: str | None = None
+    type: str = "smolvla"
     base_vlm: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from small import SETTINGS, features
 from vla_tune.anchors import Anchor
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import load_processors, new_policy
+from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.policies.weights import weights_digest
 from vla_tune.resources import demo_vlm
 
@@ -19,7 +20,7 @@ from vla_tune.resources import demo_vlm
 @pytest.fixture(scope="session")
 def stock():
     torch.manual_seed(0)
-    return new_policy(str(demo_vlm()), SETTINGS, features())
+    return new_policy(SmolVLAAdapter, str(demo_vlm()), SETTINGS, features())
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from vla_tune.geometry.gaussian import batch_moments, wasserstein2
 from vla_tune.methods import make_method
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import new_policy
+from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.resources import demo_vlm
 
 
@@ -163,7 +164,7 @@ def test_the_anchor_must_fit(policy, anchor):
 
 
 def test_a_frozen_vlm_is_told(batches):
-    policy = new_policy(str(demo_vlm()), {**SETTINGS, "train_expert_only": True}, features())
+    policy = new_policy(SmolVLAAdapter, str(demo_vlm()), {**SETTINGS, "train_expert_only": True}, features())
     for name in ("full", "lora"):
         with pytest.raises(UserError, match="train_expert_only"):
             make_method(name, policy)
@@ -179,7 +180,7 @@ def test_a_freeze_rule_that_matches_nothing_is_an_error(policy):
 
 def test_taps_are_the_stock_models_hidden_states(policy):
     """In the Hugging Face path, what the norms see is what transformers itself calls hidden states."""
-    from vla_tune.policies.smolvla import Taps, residual_taps
+    from vla_tune.policies.base import Taps, residual_taps
 
     vlm = adapt(policy).vlm.eval()
     ids = torch.randint(10, 200, (2, 7), generator=torch.Generator().manual_seed(0))

@@ -32,6 +32,7 @@ from vla_tune.methods import make_method
 from vla_tune.methods.insulated import CLIP, discretised
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import load_vlm, new_policy
+from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.report.runs import layer_series, mean_energy_shed, read_run
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import train
@@ -306,7 +307,7 @@ def test_ewc_pulls_by_the_squared_gradients_of_single_answers(policy, stock, bat
 
 @pytest.mark.parametrize("name", ASKING)
 def test_a_cut_vlm_cannot_answer(memory, name):
-    cut = new_policy(str(demo_vlm()), {**SETTINGS, "num_vlm_layers": 2}, features())
+    cut = new_policy(SmolVLAAdapter, str(demo_vlm()), {**SETTINGS, "num_vlm_layers": 2}, features())
     with pytest.raises(UserError, match=r"cut the VLM to 2 of its 6 layers; set policy\.settings\.num_vlm_layers=0"):
         make(name, cut, memory=memory, **({name: OPTIONS[name]} if name in OPTIONS else {}))
 

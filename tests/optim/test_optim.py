@@ -15,7 +15,7 @@ from vla_tune.errors import UserError
 from vla_tune.geometry.subspace import rank_of
 from vla_tune.policies.inputs import linears
 from vla_tune.policies.loading import load_processors, load_vlm, new_policy, save_policy
-from vla_tune.policies.smolvla import VLM_PREFIX
+from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.resources import demo_vlm
 
 SETTINGS = {
@@ -57,7 +57,7 @@ def fresh_policy():
         "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
     }
     torch.manual_seed(0)
-    return new_policy(str(demo_vlm()), SETTINGS, (inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))}))
+    return new_policy(SmolVLAAdapter, str(demo_vlm()), SETTINGS, (inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))}))
 
 
 def optimizer_of(policy, anchor, **options):
@@ -115,7 +115,9 @@ def weights(run, step):
 
 
 def vlm_weights(state):
-    return {name.removeprefix(VLM_PREFIX): tensor for name, tensor in state.items() if name.startswith(VLM_PREFIX)}
+    return {
+        name.removeprefix(SmolVLAAdapter.vlm_prefix): tensor for name, tensor in state.items() if name.startswith(SmolVLAAdapter.vlm_prefix)
+    }
 
 
 def protected_part(change, inputs, outputs, sides):
@@ -227,7 +229,7 @@ def test_the_anchor_must_be_of_this_vlm(policy, anchor):
     layer = "model.text_model.layers.0.self_attn.q_proj.weight"
     for name, change in ((layer, 1e-3), ("model.text_model.layers.0.input_layernorm.weight", 1e-3), ("lm_head.weight", 1e-3)):
         other = copy.deepcopy(policy)
-        weight = dict(other.named_parameters())[VLM_PREFIX + name]
+        weight = dict(other.named_parameters())[SmolVLAAdapter.vlm_prefix + name]
         weight.data += change * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
         with pytest.raises(UserError, match=rf"(?s)not what the anchor.*1 weights have other values, .*{name.rpartition('.')[0]}"):
             optimizer_of(other, anchor)

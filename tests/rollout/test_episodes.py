@@ -10,6 +10,7 @@ import torch
 from vla_tune.artifacts import read_artifact
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
+from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.rollout.episodes import Actor, Episode, Runner, call_noise, plan
 from vla_tune.rollout.success import wilson
 from vla_tune.stages import eval_rollout
@@ -30,7 +31,9 @@ def policy_folder(tmp_path_factory):
         "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
     }
     torch.manual_seed(0)
-    policy = new_policy(str(demo_vlm()), load_config("demo").policy.settings, (inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))}))
+    policy = new_policy(
+        SmolVLAAdapter, str(demo_vlm()), load_config("demo").policy.settings, (inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))})
+    )
     unit = {"mean": torch.zeros(4), "std": torch.ones(4)}
     folder = tmp_path_factory.mktemp("policy")
     save_policy(policy, load_processors(policy, stats={"observation.state": unit, "action": unit}), folder, str(demo_vlm()))

@@ -13,6 +13,7 @@ from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import load_policy, load_processors, load_vlm, new_policy, save_policy, save_vlm
+from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor, eval_vqa
 
@@ -36,7 +37,7 @@ def folders(tmp_path_factory):
     """Two policy folders as lerobot writes them: one whose VLM is the demo's, one whose layer 1 was moved."""
     state, action = PolicyFeature(FeatureType.STATE, (4,)), PolicyFeature(FeatureType.ACTION, (4,))
     inputs = {"observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)), "observation.state": state}
-    policy = new_policy(str(demo_vlm()), config().policy.settings, (inputs, {"action": action}))
+    policy = new_policy(SmolVLAAdapter, str(demo_vlm()), config().policy.settings, (inputs, {"action": action}))
     root = tmp_path_factory.mktemp("policies")
     frozen = write(policy, root / "frozen")
     with torch.no_grad():

@@ -6,10 +6,10 @@ import torch
 
 from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import cache_folder, demo_vlm
-from vla_tune.vqa.answering import answer, cached_answers, model_inputs
+from vla_tune.vqa.answering import answer, cached_answers
 from vla_tune.vqa.dataset import vqa_questions
+from vla_tune.vqa.prompts import prompts_of
 from vla_tune.vqa.scoring import accuracy_by_type, blind_answers, exact_match
-from vla_tune.vqa.statistics import image_and_question
 
 SETTINGS = {"max_new_tokens": 6, "description": "test"}
 
@@ -45,10 +45,10 @@ def test_padding_is_on_the_left_and_the_mask_holds_picture_and_question_alone(lo
     _, processor = loaded
     texts = ["count the objects.", "is the purple triangle right of the orange square?"]
     questions = vqa_questions("shapes", "test", 2)
-    inputs = model_inputs(processor, questions["image"][:], texts)
+    inputs = prompts_of(processor).inputs(questions["image"][:], texts)
     assert inputs["attention_mask"][0, 0] == 0
     assert inputs["attention_mask"][:, -1].all()
-    mask = image_and_question(inputs["input_ids"], processor)
+    mask = prompts_of(processor).image_and_question(inputs)
     for ids, kept, text in zip(inputs["input_ids"], mask, texts, strict=True):
         expected = [processor.image_token_id] * 16 + processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids[kept].tolist() == expected

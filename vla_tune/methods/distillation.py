@@ -20,7 +20,7 @@ class Distillation(Summed):
     def prepare(self) -> None:
         self.require_trainable_vlm()
         self.weight = self.settings.distillation.weight
-        expert = self.policy.model.vlm_with_expert.lm_expert
+        expert = self.adapter.expert
         # Only the prefix runs in the copy, so it shares the expert; its own state projection no token of interest attends to.
         self._teacher = adapt(copy.deepcopy(self.policy, {id(expert): expert}))
 

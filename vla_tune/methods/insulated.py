@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from vla_tune.methods.base import Method
 from vla_tune.methods.cotraining import step_answers
-from vla_tune.policies.smolvla import Taps
+from vla_tune.policies.base import Taps
 
 CLIP = 3.0
 """Normalised actions beyond this many deviations share the outermost bins."""
@@ -54,7 +54,7 @@ class Insulated(Method):
         text = taps.counted("text")
         last = text.shape[1] - 1 - text.flip(1).int().argmax(1)
         states = taps.states[-1][torch.arange(len(last), device=last.device), last]
-        logits = self.extras["actions"](self.adapter.vlm.model.text_model.norm(states)).unflatten(1, self._shape)
+        logits = self.extras["actions"](self.adapter.normed(states)).unflatten(1, self._shape)
         inside = ~batch["action_is_pad"] if "action_is_pad" in batch else torch.ones_like(batch["action"][..., 0], dtype=torch.bool)
         return cross_entropy(logits[inside].flatten(0, 1), discretised(batch["action"][inside], self._shape[-1]).flatten())
 

@@ -29,7 +29,7 @@ class LoRA(Method):
         self.config = LoraConfig(
             r=self.settings.lora.rank,
             lora_alpha=self.settings.lora.alpha,
-            target_modules=rf"model\.text_model\.layers\.({'|'.join(map(re.escape, trained))})\..*\.({PROJECTIONS})",
+            target_modules=rf"model\.(text|language)_model\.layers\.({'|'.join(map(re.escape, trained))})\..*\.({PROJECTIONS})",
         )
         inject_adapter_in_model(self.config, self.adapter.vlm)
 

@@ -15,7 +15,7 @@ from vla_tune.optim.projections import InputSide, Pairs, projections
 from vla_tune.policies.inputs import linears
 
 if TYPE_CHECKING:
-    from transformers import SmolVLMForConditionalGeneration
+    from transformers import PreTrainedModel
 
     from vla_tune.anchors import Anchor
 
@@ -42,9 +42,7 @@ class Protection:
 
     """
 
-    def __init__(
-        self, anchor: Anchor, sides: str, energy: float, vlm: SmolVLMForConditionalGeneration, parameters: Mapping[str, nn.Parameter]
-    ) -> None:
+    def __init__(self, anchor: Anchor, sides: str, energy: float, vlm: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> None:
         source = anchor.artifact.path
         known = anchor.subspace.to(next(iter(parameters.values())).device)
         _check_stored(anchor, sides, energy)
@@ -62,7 +60,7 @@ class Protection:
                 continue
             if name == embedding and not tied:
                 self._rows.append(_Rows(name, parameter, starts[name], known.tokens))
-            elif module in modules and kind == "weight":
+            elif name != embedding and module in modules and kind == "weight":
                 if module not in known.reads:
                     raise UserError(
                         f"the anchor {source} has no directions for {module}, which trains; "

@@ -18,7 +18,7 @@ from vla_tune.optim.protection import Protection
 from vla_tune.policies import adapt
 
 if TYPE_CHECKING:
-    from transformers import SmolVLMForConditionalGeneration
+    from transformers import PreTrainedModel
 
     from vla_tune.anchors import Anchor
 
@@ -72,7 +72,7 @@ class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
         return optimizer
 
 
-def anchored_vlm(anchor: Anchor) -> SmolVLMForConditionalGeneration:
+def anchored_vlm(anchor: Anchor) -> PreTrainedModel:
     """The VLM that an anchor was taken from, opened again."""
     from vla_tune.policies.starting import starting_policy
     from vla_tune.policies.weights import weights_digest

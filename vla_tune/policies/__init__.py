@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from vla_tune.errors import UserError
@@ -9,20 +11,39 @@ from vla_tune.errors import UserError
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
 
-    from vla_tune.policies.smolvla import SmolVLAAdapter
+    from vla_tune.policies.base import PolicyAdapter
 
-ADAPTERS = ("smolvla",)
+ENTRY_POINTS = "vla_tune.policies"
+"""Where other packages register adapters: the policy's type names a `PolicyAdapter`."""
+OWN = {
+    "smolvla": "vla_tune.policies.smolvla:SmolVLAAdapter",
+    "pi0": "vla_tune.policies.pi0:Pi0Adapter",
+    "pi05": "vla_tune.policies.pi05:Pi05Adapter",
+}
 
 
-def adapt(policy: PreTrainedPolicy) -> SmolVLAAdapter:
+def adapter_class(kind: str) -> type[PolicyAdapter]:
+    """The adapter of a policy type.
+
+    Raises:
+        UserError: there is none; the message lists those that there are.
+
+    """
+    known = {**{entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}, **OWN}
+    if kind not in known:
+        raise UserError(
+            f"policy type '{kind}' has no adapter; those that have: {', '.join(sorted(known))}; docs/adapters.md says how to write one"
+        )
+    module, _, name = known[kind].partition(":")
+    adapter: type[PolicyAdapter] = getattr(import_module(module), name)
+    return adapter
+
+
+def adapt(policy: PreTrainedPolicy) -> PolicyAdapter:
     """The adapter of a loaded policy.
 
     Raises:
-        UserError: there is none for this type of policy; the message lists those that there are.
+        UserError: there is none for this type of policy.
 
     """
-    from vla_tune.policies.smolvla import SmolVLAAdapter
-
-    if policy.config.type not in ADAPTERS:
-        raise UserError(f"policy type '{policy.config.type}' has no adapter; those that have: {', '.join(ADAPTERS)}")
-    return SmolVLAAdapter(policy)
+    return adapter_class(policy.config.type)(policy)

@@ -12,12 +12,12 @@ from vla_tune.geometry.gaussian import Moments, gather
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vla_tune.policies.base import PolicyAdapter
     from vla_tune.policies.inputs import LinearInputs
-    from vla_tune.policies.smolvla import SmolVLAAdapter
 
 
 @torch.no_grad()
-def frame_moments(adapter: SmolVLAAdapter, batches: Iterable[dict[str, Any]], count: int, inputs: LinearInputs) -> list[Moments]:
+def frame_moments(adapter: PolicyAdapter, batches: Iterable[dict[str, Any]], count: int, inputs: LinearInputs) -> list[Moments]:
     """Moments of each block's output over the image and instruction tokens of robot batches, in the policy's forward.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vla_tune.geometry.subspace import SecondMoment, SketchedMoment, add_rows
 
 if TYPE_CHECKING:
-    from transformers import SmolVLMForConditionalGeneration
+    from transformers import PreTrainedModel
 
 
 def linears(vlm: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -51,7 +51,7 @@ class LinearInputs:
         self.tokens = count if self.tokens is None else self.tokens + count
 
     @contextmanager
-    def watching(self, vlm: SmolVLMForConditionalGeneration, names: list[str]) -> Iterator[None]:
+    def watching(self, vlm: PreTrainedModel, names: list[str]) -> Iterator[None]:
         """Gather from the named layers of every pass inside the block."""
         modules = dict(vlm.named_modules())
         handles = [modules[name].register_forward_pre_hook(self._hook(name)) for name in names]

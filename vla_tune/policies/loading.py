@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from vla_tune.errors import UserError, nearest
+from vla_tune.policies import adapt, adapter_class
 from vla_tune.resources import demo_vlm
 
 if TYPE_CHECKING:
     from lerobot.configs import PolicyFeature
+    from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.pretrained import PreTrainedPolicy
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
     from lerobot.processor import PolicyProcessorPipeline
-    from transformers import SmolVLMForConditionalGeneration, SmolVLMProcessor
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vla_tune.policies.base import PolicyAdapter
 
 
 def vlm_source(name: str) -> str:
@@ -30,7 +33,7 @@ def vlm_source(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def load_vlm(source: str) -> tuple[SmolVLMForConditionalGeneration, SmolVLMProcessor]:
+def load_vlm(source: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A stock Hugging Face VLM in float32, in evaluation mode, and its processor.
 
     Raises:
@@ -50,72 +53,63 @@ def load_vlm(source: str) -> tuple[SmolVLMForConditionalGeneration, SmolVLMProce
 
 
 def new_policy(
-    base_vlm: str, settings: dict[str, Any], features: tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]
-) -> SmolVLAPolicy:
-    """A SmolVLA with a new action expert on `base_vlm`, all float32.
-
-    lerobot's own loading would round the VLM's weights to bfloat16, so the architecture is made without weights and
-    they are copied in.
+    kind: type[PolicyAdapter], base_vlm: str, settings: dict[str, Any], features: tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]
+) -> PreTrainedPolicy:
+    """A policy with a new action expert on `base_vlm`.
 
     Args:
-        settings: fields of `SmolVLAConfig`.
+        kind: the adapter of the policy's type.
+        settings: fields of lerobot's configuration of that type.
         features: lerobot's input and output features.
 
-    """
-    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    Raises:
+        UserError: lerobot has no such setting or cannot make such a policy, or the VLM is another architecture.
 
-    known = [f.name for f in dataclasses.fields(SmolVLAConfig)]
+    """
+    fixed = {**kind.vlm_settings(base_vlm), **kind.without_weights}
+    policy_class = kind.policy_class()
+    config_class = policy_class.config_class
+    known = [f.name for f in dataclasses.fields(config_class)]
     for key in settings:
         if key not in known:
-            raise UserError(f"policy.settings.{key}: lerobot's SmolVLAConfig has no such field; {nearest(key, known)}")
-        if key in ("vlm_model_name", "load_vlm_weights", "input_features", "output_features"):
+            raise UserError(f"policy.settings.{key}: lerobot's {config_class.__name__} has no such field; {nearest(key, known)}")
+        if key in (*fixed, "input_features", "output_features"):
             raise UserError(f"policy.settings.{key}: follows from policy.base_vlm and the dataset; leave it out")
     inputs, outputs = features
-    fixed = {"vlm_model_name": base_vlm, "load_vlm_weights": False, "input_features": inputs, "output_features": outputs}
     try:
-        config = SmolVLAConfig(**{"device": "cpu", "push_to_hub": False, **settings, **fixed})
+        config = config_class(
+            **{"device": "cpu", "push_to_hub": False, **settings, **fixed, "input_features": inputs, "output_features": outputs}
+        )
     except (TypeError, ValueError) as error:
         raise UserError(f"policy.settings: {_first_line(error)}") from None
     vlm, _ = load_vlm(base_vlm)
     try:
         with quiet():
-            policy = SmolVLAPolicy(config)
+            policy = policy_class(config)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"policy.settings: lerobot cannot make this SmolVLA ({_first_line(error)})") from None
-    policy.float()
-    inner = policy.model.vlm_with_expert.vlm
-    kept = set(inner.state_dict())
-    inner.load_state_dict({name: tensor for name, tensor in vlm.state_dict().items() if name in kept}, strict=True)
+        raise UserError(f"policy.settings: lerobot cannot make this {kind.policy_type} policy ({_first_line(error)})") from None
+    try:
+        kind(policy).put_vlm(vlm.state_dict())
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"the VLM '{base_vlm}' does not fit into a {kind.policy_type} policy ({_first_line(error)})") from None
     return policy
 
 
-def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "cpu") -> SmolVLAPolicy:
-    """Any lerobot SmolVLA, from a folder or the Hub, by lerobot's own strict loader; nothing is cast.
+def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "cpu") -> PreTrainedPolicy:
+    """Any lerobot policy with an adapter, from a folder or the Hub, by lerobot's own strict loader; nothing is cast.
 
     Raises:
         UserError: it cannot be opened, or has no adapter.
 
     """
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
     from safetensors import SafetensorError
 
-    from vla_tune.policies import ADAPTERS
-
     check_device(device)
-
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a lerobot policy folder: it has no config.json")
-    try:
-        with quiet():
-            config = PreTrainedConfig.from_pretrained(path)
-    except Exception as error:  # draccus and the Hub raise many kinds
-        raise UserError(f"the policy '{path}' cannot be opened ({_first_line(error)}); check its path") from None
-    if config.type not in ADAPTERS:
-        raise UserError(f"policy '{path}' is of type '{config.type}', which has no adapter; those that have: {', '.join(ADAPTERS)}")
-    config.vlm_model_name = policy_vlm(path, config.vlm_model_name)
+    config = policy_config(path)
+    kind = adapter_class(config.type)
+    vlm = policy_vlm(path, kind.vlm_name(config))
+    for key, value in kind.vlm_settings(vlm).items():
+        setattr(config, key, value)
     config.device = device
     if n_action_steps is not None:
         if n_action_steps > config.chunk_size:
@@ -123,12 +117,28 @@ def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "
         config.n_action_steps = n_action_steps
     try:
         with quiet():
-            policy = SmolVLAPolicy.from_pretrained(path, config=config, strict=True)
+            return kind.load(path, config)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"the policy '{path}' cannot be loaded ({_first_line(error)}); it needs its VLM '{config.vlm_model_name}'"
-        ) from None
-    return policy
+        raise UserError(f"the policy '{path}' cannot be loaded ({_first_line(error)}); it needs its VLM '{vlm}'") from None
+
+
+def policy_config(path: str) -> PreTrainedConfig:
+    """lerobot's configuration of a policy folder or of a policy on the Hub.
+
+    Raises:
+        UserError: it cannot be opened.
+
+    """
+    from lerobot.configs.policies import PreTrainedConfig
+
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a lerobot policy folder: it has no config.json")
+    try:
+        with quiet():
+            return PreTrainedConfig.from_pretrained(path)
+    except Exception as error:  # draccus and the Hub raise many kinds
+        raise UserError(f"the policy '{path}' cannot be opened ({_first_line(error)}); check its path") from None
 
 
 def policy_vlm(path: str, named: str) -> str:
@@ -155,7 +165,9 @@ def load_processors(
     if path is None:
         return make_pre_post_processors(config, dataset_stats=stats)
     device = {"device_processor": {"device": str(config.device)}}
-    tokenizer = {"tokenizer_name": config.vlm_model_name, "max_length": config.tokenizer_max_length}
+    tokenizer = {"max_length": config.tokenizer_max_length}
+    if adapter_class(config.type).vlm_settings(""):
+        tokenizer["tokenizer_name"] = config.vlm_model_name
     overrides: dict[str, Any] = {"tokenizer_processor": tokenizer, **device}
     if stats is not None:
         overrides["normalizer_processor"] = {
@@ -172,45 +184,56 @@ def load_processors(
         raise UserError(f"the processors of policy '{path}' cannot be opened ({_first_line(error)})") from None
 
 
-def grafted_vlm(policy: SmolVLAPolicy, base: str) -> tuple[SmolVLMForConditionalGeneration, SmolVLMProcessor]:
+def grafted_vlm(policy: PreTrainedPolicy, base: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The policy's VLM at full depth: its tensors in place of the base VLM's, whose upper layers stay where it cut them.
+
+    A table of tokens that the policy has cut short takes the place of as many rows.
 
     Raises:
         UserError: the policy's VLM does not fit the base VLM.
 
     """
     vlm, processor = load_vlm(base)
-    tuned = policy.model.vlm_with_expert.vlm.state_dict()
+    tuned = adapt(policy).vlm.state_dict()
     whole = vlm.state_dict()
-    misfits = [name for name, tensor in tuned.items() if name not in whole or whole[name].shape != tensor.shape]
+    misfits = [name for name, tensor in tuned.items() if name not in whole or whole[name][: len(tensor)].shape != tensor.shape]
     if misfits:
         raise UserError(f"the policy's VLM does not fit the base VLM '{base}' (first difference: {misfits[0]}); set policy.base_vlm")
-    vlm.load_state_dict(tuned, strict=False)
+    with torch.no_grad():
+        for name, tensor in tuned.items():
+            whole[name][: len(tensor)] = tensor
     return vlm, processor
 
 
-def save_vlm(vlm: SmolVLMForConditionalGeneration, processor: SmolVLMProcessor, folder: Path) -> None:
+def save_vlm(vlm: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
     """A stock Hugging Face checkpoint with its processor."""
     with quiet():
         vlm.save_pretrained(folder)
         processor.save_pretrained(folder)
 
 
-def save_policy(policy: SmolVLAPolicy, processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline], folder: Path, vlm: str) -> None:
-    """A stock lerobot policy directory that names `vlm` (a Hub id or a final folder) as its VLM and tokenizer."""
-    config = policy.config
-    before = config.vlm_model_name, config.load_vlm_weights, config.pretrained_path
-    config.vlm_model_name, config.load_vlm_weights, config.pretrained_path = vlm, False, None
-    tokenizers = [step for step in processors[0].steps if hasattr(step, "tokenizer_name")]
+def save_policy(
+    policy: PreTrainedPolicy, processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline], folder: Path, vlm: str
+) -> None:
+    """A stock lerobot policy directory that names `vlm` (a Hub id or a final folder) as its VLM and tokenizer, where it names any."""
+    adapter, config = adapt(policy), policy.config
+    named = adapter.vlm_settings(vlm)
+    settings = {**named, **adapter.without_weights, "pretrained_path": None}
+    before = {key: getattr(config, key) for key in settings}
+    tokenizers = [step for step in processors[0].steps if hasattr(step, "tokenizer_name")] if named else []
     names = [step.tokenizer_name for step in tokenizers]
     try:
+        for key, value in settings.items():
+            setattr(config, key, value)
         for step in tokenizers:
             step.tokenizer_name = vlm
-        policy.save_pretrained(folder)
+        with adapter.as_stock():
+            policy.save_pretrained(folder)
         for processor in processors:
             processor.save_pretrained(folder)
     finally:
-        config.vlm_model_name, config.load_vlm_weights, config.pretrained_path = before
+        for key, value in before.items():
+            setattr(config, key, value)
         for step, name in zip(tokenizers, names, strict=True):
             step.tokenizer_name = name
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vla_tune.policies.smolvla import vlm_group_of
+from vla_tune.policies.base import vlm_group_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def moved_groups(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> lis
     The base is rounded to the tuned tensor's type first: a policy in bfloat16 that equals the rounded base is unmoved.
 
     Args:
-        base: the base VLM's state dict, which has every name of `tuned` with the same shape.
+        base: the base VLM's state dict, which has every name of `tuned` with the same shape, or with more rows.
         tuned: the policy's VLM's state dict; it may lack the layers that the policy cut off.
 
     """
@@ -57,7 +57,7 @@ def moved_groups(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> lis
 def _compare(group: str, pairs: list[tuple[Tensor, Tensor]]) -> MovedGroup:
     moved, change, norm, largest = 0, 0.0, 0.0, 0.0
     for base, tuned in pairs:
-        before = base.detach().to(tuned.device, tuned.dtype)
+        before = base[: len(tuned)].detach().to(tuned.device, tuned.dtype)
         norm += before.double().square().sum().item()
         if not torch.equal(before, tuned):
             moved += 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from vla_tune.rollout.worlds import FastMetaworldEnv, Observation
 
 if TYPE_CHECKING:
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from lerobot.policies.pretrained import PreTrainedPolicy
     from lerobot.processor import PolicyProcessorPipeline
 
 VIDEO_SIZE = 256
@@ -72,7 +72,7 @@ class Actor:
     which others share its batch.
     """
 
-    def __init__(self, policy: SmolVLAPolicy, processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]) -> None:
+    def __init__(self, policy: PreTrainedPolicy, processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]) -> None:
         self._policy, (self._before, self._after) = policy, processors
 
     def __call__(self, observations: list[Observation], instructions: list[str], calls: list[tuple[str, int, int]]) -> NDArray[np.float32]:

@@ -18,10 +18,10 @@ from vla_tune.config import AnchorConfig, Config
 from vla_tune.console import say, table
 from vla_tune.geometry.subspace import rank_of, share_inside
 from vla_tune.policies import adapt
+from vla_tune.policies.base import vlm_group_of
 from vla_tune.policies.inputs import LinearInputs, linears
 from vla_tune.policies.loading import grafted_vlm, load_vlm
 from vla_tune.policies.outputs import OutputGradients
-from vla_tune.policies.smolvla import vlm_group_of
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
 from vla_tune.vqa.dataset import vqa_questions

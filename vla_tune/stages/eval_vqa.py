@@ -16,8 +16,8 @@ from vla_tune.artifacts import Artifact, Draft, write_json
 from vla_tune.config import Config
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
-from vla_tune.policies import adapt
-from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, policy_vlm, vlm_source
+from vla_tune.policies import adapt, adapter_class
+from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, policy_config, policy_vlm, vlm_source
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.report.tables import p_value
 from vla_tune.stages.subject import subject
@@ -28,7 +28,7 @@ from vla_tune.vqa.statistics import drift, stock_moments
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import SmolVLMForConditionalGeneration, SmolVLMProcessor
+    from transformers import PreTrainedModel, ProcessorMixin
 
 
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
@@ -51,9 +51,9 @@ class Pair:
     """
 
     base: str
-    before: SmolVLMForConditionalGeneration
-    after: SmolVLMForConditionalGeneration
-    processor: SmolVLMProcessor
+    before: PreTrainedModel
+    after: PreTrainedModel
+    processor: ProcessorMixin
     base_digest: str
     groups: list[MovedGroup]
     inputs: list[dict[str, str]]
@@ -66,7 +66,7 @@ def open_pair(config: Config, run: Path) -> Pair:
     named = _named_base(artifact) if artifact else None
     policy = load_policy(path)
     tuned = adapt(policy).vlm.state_dict()
-    base = vlm_source(config.policy.base_vlm or named or policy.config.vlm_model_name)
+    base = vlm_source(config.policy.base_vlm or named or adapt(policy).vlm_name(policy.config))
     if artifact is None and base == str(Path(path).resolve().parent / "vlm"):
         raise UserError(f"{base} lies beside the policy and is the tuned VLM itself; set policy.base_vlm to the VLM it was made from")
     after, processor = grafted_vlm(policy, base)
@@ -87,13 +87,11 @@ def _named_base(artifact: Artifact) -> str | None:
 
 def _own_vlm(path: str) -> str:
     """The VLM that a policy says it was made from."""
-    from lerobot.configs.policies import PreTrainedConfig
-
     try:
-        named = PreTrainedConfig.from_pretrained(path).vlm_model_name
-    except Exception:  # draccus and the Hub raise many kinds
-        raise UserError(f"the policy '{path}' that training started from cannot be opened; set policy.base_vlm") from None
-    return policy_vlm(path, named)
+        config = policy_config(path)
+    except UserError as error:
+        raise UserError(f"{error}; training started from it: set policy.base_vlm") from None
+    return policy_vlm(path, adapter_class(config.type).vlm_name(config))
 
 
 def _evaluate(config: Config, run: Path, draft: Draft) -> Artifact:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from vla_tune.policies.loading import grafted_vlm, save_policy, save_vlm
 
 if TYPE_CHECKING:
@@ -17,17 +15,10 @@ if TYPE_CHECKING:
 def export(method: Method, start: Start, folder: Path, final: Path) -> None:
     """Write `policy/` and `vlm/` into `folder`, which will be renamed to `final`.
 
-    The policy names its VLM by Hub id only where that VLM's configuration says float32: lerobot builds parts of it in
-    the configuration's type, and bfloat16 would round what was trained.
+    The policy names its VLM by Hub id only where lerobot would then build it in the types that were trained.
     """
     method.finish(folder)
     vlm, processor = grafted_vlm(start.policy, start.base_vlm)
     save_vlm(vlm, processor, folder / "vlm")
-    by_id = not Path(start.base_vlm).is_dir() and _is_float32(start.base_vlm)
+    by_id = not Path(start.base_vlm).is_dir() and method.adapter.keeps_types(start.base_vlm)
     save_policy(start.policy, start.processors, folder / "policy", start.base_vlm if by_id else str(final.resolve() / "vlm"))
-
-
-def _is_float32(source: str) -> bool:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(source).dtype in (None, torch.float32)

@@ -14,11 +14,12 @@ from vla_tune.console import say, table
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
 from vla_tune.data.memory import MemoryDataset, megabytes
 from vla_tune.errors import UserError
+from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.loading import check_device, load_policy, load_processors, new_policy, vlm_source
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from lerobot.policies.pretrained import PreTrainedPolicy
     from lerobot.processor import PolicyProcessorPipeline
 
     from vla_tune.config import Config
@@ -33,7 +34,7 @@ class Start:
     base_vlm: Hub id or folder of the VLM whose skill counts.
     """
 
-    policy: SmolVLAPolicy
+    policy: PreTrainedPolicy
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
     dataset: LeRobotDataset
     base_vlm: str
@@ -57,7 +58,7 @@ def make_start(config: Config) -> Start:
             say("policy.settings are put over those saved with policy.path")
         policy = load_policy(config.policy.path, device=config.device)
         _override(policy, config.policy.settings)
-        base = vlm_source(config.policy.base_vlm) if config.policy.base_vlm else policy.config.vlm_model_name
+        base = vlm_source(config.policy.base_vlm) if config.policy.base_vlm else adapt(policy).vlm_name(policy.config)
     else:
         if not config.policy.base_vlm:
             raise UserError("policy: give policy.path (a policy to start from) or policy.base_vlm (a VLM to put a new expert on)")
@@ -65,30 +66,25 @@ def make_start(config: Config) -> Start:
         features = dataset_to_policy_features(meta.features)
         outputs = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
         inputs = {key: feature for key, feature in features.items() if key not in outputs}
-        policy = new_policy(base, {**config.policy.settings, "device": config.device}, (inputs, outputs))
+        policy = new_policy(adapter_class(config.policy.type), base, {**config.policy.settings, "device": config.device}, (inputs, outputs))
     check_dataset(meta, policy.config)
     dataset = open_dataset(meta, policy.config)
     processors = load_processors(policy, config.policy.path, stats=meta.stats)
     return Start(policy.to(config.device), processors, dataset, base)
 
 
-def _override(policy: SmolVLAPolicy, settings: dict[str, Any]) -> None:
+def _override(policy: PreTrainedPolicy, settings: dict[str, Any]) -> None:
     """Put settings over a loaded policy's; those that shape its weights cannot be changed any more."""
-    inner = policy.model.vlm_with_expert
-    free = {"n_action_steps", "freeze_vision_encoder", "train_expert_only", "train_state_proj", "num_steps", "tokenizer_max_length"}
+    adapter = adapt(policy)
     for key, value in settings.items():
         if key not in {f.name for f in dataclasses.fields(policy.config)}:
             raise UserError(f"policy.settings.{key}: lerobot's {type(policy.config).__name__} has no such field")
         if value == getattr(policy.config, key) or (isinstance(value, list) and tuple(value) == getattr(policy.config, key)):
             continue
-        if key not in free:
+        if key not in adapter.changeable:
             raise UserError(f"policy.settings.{key}={value}: the policy at policy.path was made with {getattr(policy.config, key)}")
         setattr(policy.config, key, value)
-    for parameter in policy.parameters():
-        parameter.requires_grad = True
-    inner.train_expert_only, inner.freeze_vision_encoder = policy.config.train_expert_only, policy.config.freeze_vision_encoder
-    inner.set_requires_grad()
-    policy.model.set_requires_grad()
+    adapter.freeze_as_configured()
 
 
 def make_loader(config: Config, dataset: LeRobotDataset, step: int, *, heldout: bool = False) -> DataLoader[dict[str, Any]]:

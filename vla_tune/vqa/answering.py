@@ -1,4 +1,4 @@
-"""Answers of a stock Hugging Face VLM: `generate` on `apply_chat_template` inputs, and nothing else."""
+"""Answers of a stock Hugging Face VLM: `generate` on the prompts of its family, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,34 +12,17 @@ from vla_tune.artifacts import table_digest, write_json
 from vla_tune.console import progress
 from vla_tune.resources import cache_folder
 from vla_tune.vqa.dataset import questions_digest
+from vla_tune.vqa.prompts import prompts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL.Image import Image
-    from transformers import BatchFeature, PreTrainedTokenizerBase, SmolVLMForConditionalGeneration, SmolVLMProcessor
-
-
-def model_inputs(processor: SmolVLMProcessor, pictures: list[Image], texts: list[str]) -> BatchFeature:
-    """One user message a question, the picture first, by the processor's own chat template; padded on the left."""
-    conversations = [
-        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
-        for picture, text in zip(pictures, texts, strict=True)
-    ]
-    template: Any = processor.apply_chat_template  # transformers types its result as text and its input as text alone
-    inputs: BatchFeature = template(
-        conversations,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
-    )
-    return inputs
+    from transformers import PreTrainedModel, ProcessorMixin
 
 
 @torch.no_grad()
 def answer(
-    vlm: SmolVLMForConditionalGeneration,
-    processor: SmolVLMProcessor,
+    vlm: PreTrainedModel,
+    processor: ProcessorMixin,
     questions: Dataset,
     *,
     batch_size: int,
@@ -49,21 +32,21 @@ def answer(
     """The VLM's greedy free-form answers, as it wrote them but for surrounding white space."""
     answers: list[str] = []
     model: Any = vlm  # transformers declares `generate` on a protocol that mypy finds no model to fit
-    tokenizer = tokenizer_of(processor)
+    prompts = prompts_of(processor)
     with progress(description, len(questions), "questions") as counter:
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
-            inputs = model_inputs(processor, batch["image"], batch["question"]).to(vlm.device)
+            inputs = prompts.inputs(batch["image"], batch["question"]).to(vlm.device)
             tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
             written = tokens[:, inputs["input_ids"].shape[1] :]
-            answers += [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+            answers += [text.strip() for text in prompts.tokenizer.batch_decode(written, skip_special_tokens=True)]
             counter.advance(len(written))
     return answers
 
 
 def cached_answers(
-    vlm: SmolVLMForConditionalGeneration,
-    processor: SmolVLMProcessor,
+    vlm: PreTrainedModel,
+    processor: ProcessorMixin,
     questions: Dataset,
     *,
     backbone: str,
@@ -85,18 +68,12 @@ def cached_answers(
     return answers
 
 
-def tokenizer_of(processor: SmolVLMProcessor) -> PreTrainedTokenizerBase:
-    """The processor's tokenizer, which transformers sets without declaring it."""
-    tokenizer: PreTrainedTokenizerBase = processor.tokenizer  # type: ignore[attr-defined]
-    return tokenizer
-
-
 def _answers_key(processor: Any, questions: Dataset, backbone: str, max_new_tokens: int) -> str:
     parts: dict[str, Any] = {
         "weights": backbone,
         "questions": questions_digest(questions),
         "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1},
-        "template": processor.chat_template,
+        "template": prompts_of(processor).wording,
         "pictures": processor.image_processor.to_json_string(),
         "vocabulary": processor.tokenizer.get_vocab(),
         "libraries": [torch.__version__, transformers.__version__],

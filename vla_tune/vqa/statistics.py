@@ -16,15 +16,14 @@ from torch import Tensor
 
 from vla_tune.console import progress
 from vla_tune.geometry.gaussian import Moments, gather, wasserstein2
-from vla_tune.policies.smolvla import SmolVLAAdapter, Taps, residual_taps
-from vla_tune.vqa.answering import tokenizer_of
+from vla_tune.policies.base import PolicyAdapter, Taps, residual_taps
 from vla_tune.vqa.batches import IGNORED, answered_inputs, reply_tokens
+from vla_tune.vqa.prompts import prompts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from PIL.Image import Image
-    from transformers import SmolVLMForConditionalGeneration, SmolVLMProcessor
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from vla_tune.policies.inputs import LinearInputs
     from vla_tune.policies.outputs import OutputGradients
@@ -34,14 +33,14 @@ STOCK = "stock."
 
 
 @torch.no_grad()
-def policy_moments(adapter: SmolVLAAdapter, questions: Dataset, batch_size: int) -> list[Moments]:
+def policy_moments(adapter: PolicyAdapter, questions: Dataset, batch_size: int) -> list[Moments]:
     """Moments of each block's output in the policy's prefix forward, over image and question tokens.
 
     A question is tokenised by lerobot's own processor steps, as an instruction would be.
     """
     policy = adapter.policy
     device = next(policy.parameters()).device
-    tokenise = InstructionTokens(policy.config)
+    tokenise = InstructionTokens(adapter)
     totals: list[Moments] = []
     with progress("anchor, policy path", len(questions), "questions") as counter:
         for start in range(0, len(questions), batch_size):
@@ -56,8 +55,8 @@ def policy_moments(adapter: SmolVLAAdapter, questions: Dataset, batch_size: int)
 
 @torch.no_grad()
 def stock_moments(
-    vlm: SmolVLMForConditionalGeneration,
-    processor: SmolVLMProcessor,
+    vlm: PreTrainedModel,
+    processor: ProcessorMixin,
     questions: Dataset,
     batch_size: int,
     description: str,
@@ -71,22 +70,23 @@ def stock_moments(
 
     """
     totals: list[Moments] = []
+    prompts = prompts_of(processor)
     with progress(description, len(questions), "questions") as counter:
         for start in range(0, len(questions), batch_size):
             rows = list(range(start, min(start + batch_size, len(questions))))
             batch = {name: value.to(vlm.device) for name, value in answered_inputs(processor, questions, rows).items() if name != "labels"}
             ids = batch["input_ids"]
             if inputs is not None:
-                inputs.expect(ids, batch["attention_mask"].bool(), vlm.get_input_embeddings().weight.shape[0])
+                inputs.expect(ids, batch["attention_mask"].bool(), len(vlm.get_input_embeddings().weight))  # type: ignore[arg-type]
             with residual_taps(vlm, Taps()) as taps:
                 vlm.model(**batch, use_cache=False)
-            totals = gather(totals, taps.states, image_and_question(ids, processor))
+            totals = gather(totals, taps.states, prompts.image_and_question(batch))
             counter.advance(len(rows))
     return totals
 
 
 def answer_gradients(
-    vlm: SmolVLMForConditionalGeneration, processor: SmolVLMProcessor, questions: Dataset, batch_size: int, outputs: OutputGradients
+    vlm: PreTrainedModel, processor: ProcessorMixin, questions: Dataset, batch_size: int, outputs: OutputGradients
 ) -> None:
     """Tell `outputs` what the answers feel of each layer: a sketch of their Jacobian, one random combination of logits an answer's token.
 
@@ -134,23 +134,27 @@ def tensors_of(moments: Iterable[Moments], prefix: str = "") -> dict[str, Tensor
 
 
 class InstructionTokens:
-    """lerobot's two text steps of SmolVLA: the closing newline, then the tokenizer with padding on the right."""
+    """lerobot's own steps that turn an instruction into tokens: its wording, then the tokenizer with padding on the right.
 
-    def __init__(self, config: SmolVLAConfig) -> None:
-        from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+    Where the wording holds the robot's state (pi0.5), it is the mean state.
+    """
 
-        preprocessor, _ = make_smolvla_pre_post_processors(config, None)
-        wanted = ("NewLineTaskProcessorStep", "TokenizerProcessorStep")
-        self._steps = [step for step in preprocessor.steps if type(step).__name__ in wanted]
-        assert len(self._steps) == len(wanted)
+    def __init__(self, adapter: PolicyAdapter) -> None:
+        from lerobot.policies.factory import make_pre_post_processors
+
+        self._state = adapter.policy.config.robot_state_feature
+        preprocessor, _ = make_pre_post_processors(adapter.policy.config, dataset_stats=None)
+        self._steps = [step for step in preprocessor.steps if type(step).__name__ in adapter.text_steps]
+        assert len(self._steps) == len(adapter.text_steps)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, `[batch, length]`."""
         from lerobot.lerobot_types import TransitionKey
         from lerobot.processor.converters import create_transition
-        from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+        from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
-        transition = create_transition(observation={}, complementary_data={"task": texts})
+        state = {OBS_STATE: torch.zeros(len(texts), *self._state.shape)} if self._state else {}
+        transition = create_transition(observation=state, complementary_data={"task": texts})
         for step in self._steps:
             transition = step(transition)
         observation = transition[TransitionKey.OBSERVATION]
@@ -161,20 +165,3 @@ def pixels(pictures: list[Image]) -> Tensor:
     """RGB pictures of one size as `[batch, 3, height, width]` in 0..1."""
     stacked = np.stack([np.asarray(picture) for picture in pictures])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
-
-
-def image_and_question(ids: Tensor, processor: SmolVLMProcessor) -> Tensor:
-    """Which of the chat's tokens `[batch, length]` are the picture's or the question's text.
-
-    The question follows the picture's last token and ends at the end of the user's turn; special tokens (padding, BOS, the
-    frame of the picture), role words and the opened answer are left out.
-    """
-    tokenizer = tokenizer_of(processor)
-    image = ids == processor.image_token_id
-    place = torch.arange(ids.shape[1], device=ids.device)
-    behind = place > (image * place).amax(1, keepdim=True)
-    end = tokenizer.convert_tokens_to_ids(processor.end_of_utterance_token)
-    over = (behind & (ids == end)).cumsum(1) > 0
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
-    mask: Tensor = image | (behind & ~over & ~special)
-    return mask

@@ -1,0 +1,241 @@
+"""What the rest of the package may know of a lerobot policy: one small adapter a policy type, behind this interface.
+
+lerobot drives a policy's VLM by hand (`input_layernorm`, `q_proj`, ... are called, never the decoder layer), so hooks sit on
+the norms: the input of a layer's first norm is the output of the block before it, in lerobot's path and in the stock
+Hugging Face path alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.pretrained import PreTrainedPolicy
+    from transformers import PreTrainedModel
+
+_GROUPS = {
+    "model.text_model.embed_tokens": "embeddings",
+    "model.text_model.norm": "norm",
+    "model.vision_model": "vision",
+    "model.connector": "connector",
+    "model.language_model.embed_tokens": "embeddings",
+    "model.language_model.norm": "norm",
+    "model.vision_tower": "vision",
+    "model.multi_modal_projector": "connector",
+    "lm_head": "head",
+}
+
+
+@dataclass
+class Taps:
+    """What one forward pass left behind.
+
+    states: the output of each decoder block on the prefix, `[batch, tokens, width]` each, blocks from 0.
+    mask: which of these tokens are image or question, `[batch, tokens]` (policy path only).
+    text: where the question stands among the tokens (policy path only).
+    """
+
+    states: list[Tensor] = field(default_factory=list)
+    mask: Tensor | None = None
+    text: slice = slice(0)
+
+    def counted(self, tokens: str) -> Tensor:
+        """The `mask` (`all`), or what of it is `image` or `text`."""
+        assert self.mask is not None
+        if tokens == "all":
+            return self.mask
+        text = torch.zeros_like(self.mask)
+        text[:, self.text] = True
+        return self.mask & (text if tokens == "text" else ~text)
+
+
+class PolicyAdapter(ABC):
+    """One policy's VLM by name and by place. Holds no state of its own.
+
+    policy_type: lerobot's name of the policy type.
+    vlm_prefix: what the full names of the VLM's parameters start with.
+    text_steps: the class names of the preprocessor's steps that make tokens of an instruction.
+    changeable: settings that may be put over those of a loaded policy, because they shape no weight.
+    without_weights: settings that keep lerobot from fetching the VLM's weights where the policy's own will be put in.
+    """
+
+    policy_type: ClassVar[str]
+    vlm_prefix: ClassVar[str]
+    text_steps: ClassVar[tuple[str, ...]]
+    changeable: ClassVar[frozenset[str]]
+    without_weights: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, policy: PreTrainedPolicy) -> None:
+        self.policy = policy
+
+    # Opening and saving.
+
+    @classmethod
+    @abstractmethod
+    def policy_class(cls) -> type[PreTrainedPolicy]:
+        """lerobot's class; its `config_class` is that of the settings."""
+
+    @classmethod
+    @abstractmethod
+    def vlm_name(cls, config: PreTrainedConfig) -> str:
+        """The VLM, Hub id or folder, that a policy says or is known to be made from."""
+
+    @classmethod
+    def vlm_settings(cls, vlm: str) -> dict[str, Any]:  # noqa: ARG003
+        """The fields of the policy's configuration that name its VLM, if any; the preprocessor then takes its tokenizer from there."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str, config: PreTrainedConfig) -> PreTrainedPolicy:
+        """By lerobot's own strict loader; raises what that raises, and RuntimeError where it let weights be missing."""
+
+    @abstractmethod
+    def put_vlm(self, state: dict[str, Tensor]) -> None:
+        """Copy the base VLM's weights into the policy's."""
+
+    def keeps_types(self, vlm: str) -> bool:  # noqa: ARG002
+        """Whether lerobot, told this Hub id, builds the policy in the types that it was trained in."""
+        return True
+
+    def as_stock(self) -> AbstractContextManager[None]:
+        """The policy laid out as lerobot's loader expects it to have been saved."""
+        return nullcontext()
+
+    @abstractmethod
+    def freeze_as_configured(self) -> None:
+        """Freeze what the policy's configuration says, everything else trains."""
+
+    # The VLM.
+
+    @property
+    @abstractmethod
+    def vlm(self) -> PreTrainedModel:
+        """The VLM inside the policy (cut where the policy cuts it)."""
+
+    @property
+    @abstractmethod
+    def expert(self) -> nn.Module:
+        """The action expert's layers, which the prefix never reaches."""
+
+    def layers(self) -> list[nn.Module]:
+        """The VLM's decoder blocks that the policy uses, from the first."""
+        return list(decoder_of(self.vlm).layers)  # type: ignore[arg-type]
+
+    @property
+    def width(self) -> int:
+        """The width of the residual stream."""
+        table: Any = self.vlm.get_input_embeddings()
+        return int(table.weight.shape[1])
+
+    def normed(self, states: Tensor) -> Tensor:
+        """The last block's output as the head reads it."""
+        out = decoder_of(self.vlm).norm(states)  # type: ignore[operator]
+        return out[0] if isinstance(out, tuple) else out
+
+    def groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Every parameter once, by the part of the policy it belongs to: `{group: {full name: parameter}}`.
+
+        Groups are `vlm.layers.3`, `vlm.vision` and the like, `expert`, `state_proj`.
+        """
+        groups: dict[str, dict[str, nn.Parameter]] = {}
+        for name, parameter in self.policy.named_parameters():
+            if name.startswith(self.vlm_prefix):
+                group = f"vlm.{vlm_group_of(name.removeprefix(self.vlm_prefix))}"
+            else:
+                group = "state_proj" if ".state_proj." in f".{name}" else "expert"
+            groups.setdefault(group, {})[name] = parameter
+        return groups
+
+    # The prefix.
+
+    @contextmanager
+    def taps(self) -> Iterator[Taps]:
+        """Record the residual stream and the token mask of the policy's next forward pass on its prefix."""
+        taps, model = Taps(), self.policy.model
+        embed_prefix: Callable[..., tuple[Tensor, ...]] = model.embed_prefix
+
+        def recording(images: object, img_masks: object, tokens: Tensor, token_mask: Tensor, **state: Tensor) -> tuple[Tensor, ...]:
+            embeddings, padding, blocks = embed_prefix(images, img_masks, tokens, token_mask, **state)
+            taps.text = self._text(blocks, tokens)
+            taps.mask = padding & ~blocks.bool()  # neither padding nor a state, which opens an attention block
+            if self._bos is not None:
+                taps.mask = taps.mask.clone()
+                taps.mask[:, taps.text] &= tokens != self._bos
+            return embeddings, padding, blocks
+
+        model.embed_prefix = recording
+        try:
+            with residual_taps(self.vlm, taps):
+                yield taps
+        finally:
+            del model.embed_prefix
+
+    @abstractmethod
+    def prefix_forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Taps:
+        """The policy's own pass over one camera image and a text, as at inference, without the action expert.
+
+        Args:
+            images: `[batch, 3, height, width]` in 0..1, resized by the policy's own rule.
+            tokens, token_mask: `[batch, length]`, padded on the right.
+
+        """
+
+    @abstractmethod
+    def batch_prefix(self, batch: dict[str, Any]) -> Taps:
+        """The same pass over the prefix of a batch that the policy's `forward` takes."""
+
+    @property
+    @abstractmethod
+    def _bos(self) -> int | None:
+        """The token that opens a text."""
+
+    @staticmethod
+    def _text(blocks: Tensor, tokens: Tensor) -> slice:
+        """Where the text stands in the prefix."""
+        return slice(blocks.shape[1] - tokens.shape[1], blocks.shape[1])
+
+
+def decoder_of(vlm: nn.Module) -> nn.Module:
+    """The text decoder of a stock VLM: its `layers`, and the `norm` before the head."""
+    inner: Any = vlm.model
+    decoder: nn.Module = inner.text_model if hasattr(inner, "text_model") else inner.language_model
+    return decoder
+
+
+@contextmanager
+def residual_taps(vlm: nn.Module, taps: Taps) -> Iterator[Taps]:
+    """Fill `taps.states` with the block outputs of the VLM's next forward pass, in either path."""
+    decoder: Any = decoder_of(vlm)
+    norms = [layer.input_layernorm for layer in decoder.layers[1:]] + [decoder.norm]
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        taps.states.append(inputs[0])
+
+    handles = [norm.register_forward_pre_hook(keep) for norm in norms]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def vlm_group_of(name: str) -> str:
+    """The group of a parameter of the VLM on its own: `layers.3`, `embeddings`, `vision`, `connector`, `norm`, `head`."""
+    for decoder in ("model.text_model.", "model.language_model."):
+        if name.startswith(f"{decoder}layers."):
+            return ".".join(name.removeprefix(decoder).split(".")[:2])
+    for start, group in _GROUPS.items():
+        if name.startswith(start):
+            return group
+    raise AssertionError(f"no group for the VLM parameter {name}")

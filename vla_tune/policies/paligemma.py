@@ -1,0 +1,124 @@
+"""What pi0 and pi0.5 share: PaliGemma, whole, beside a Gemma expert; the prefix attends both ways."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vla_tune.policies.base import PolicyAdapter, Taps
+
+if TYPE_CHECKING:
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.pretrained import PreTrainedPolicy
+    from transformers import PaliGemmaForConditionalGeneration
+
+PALIGEMMA = "google/paligemma-3b-pt-224"
+"""The VLM that openpi's policies were made from; lerobot's configurations do not name it."""
+BOS = 2
+"""Of Gemma's vocabulary."""
+
+
+class PaliGemmaAdapter(PolicyAdapter):
+    """pi0's and pi0.5's. lerobot leaves the head untied from the embeddings, and untrained; here they are one parameter, as in the VLM."""
+
+    vlm_prefix: ClassVar[str] = "model.paligemma_with_expert.paligemma."
+    changeable: ClassVar[frozenset[str]] = frozenset(
+        (
+            "n_action_steps",
+            "freeze_vision_encoder",
+            "train_expert_only",
+            "num_inference_steps",
+            "tokenizer_max_length",
+            "gradient_checkpointing",
+        )
+    )
+
+    def __init__(self, policy: PreTrainedPolicy) -> None:
+        super().__init__(policy)
+        self.vlm.lm_head.weight = self.vlm.get_input_embeddings().weight
+
+    @classmethod
+    def vlm_name(cls, config: PreTrainedConfig) -> str:  # noqa: ARG003
+        return PALIGEMMA
+
+    @classmethod
+    def load(cls, path: str, config: PreTrainedConfig) -> PreTrainedPolicy:
+        """lerobot prints what it could not load and goes on with random weights; here that is an error."""
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told):
+            policy = cls.policy_class().from_pretrained(path, config=config, strict=True)
+        if "All keys loaded successfully" not in told.getvalue():
+            lines = [line for line in told.getvalue().splitlines() if "ould not" in line or "keys" in line]
+            raise RuntimeError(" ".join(lines) or "lerobot does not say that all weights were loaded")
+        return policy
+
+    def put_vlm(self, state: dict[str, Tensor]) -> None:
+        """lerobot's table has fewer rows than PaliGemma's, which is padded behind its last token."""
+        own = self.vlm.state_dict()
+        self.vlm.load_state_dict({name: state[name][: len(tensor)] if tensor.dim() else state[name] for name, tensor in own.items()})
+
+    @contextmanager
+    def as_stock(self) -> Iterator[None]:
+        """With a head of its own, equal to the embeddings."""
+        table = self.vlm.get_input_embeddings().weight
+        self.vlm.lm_head.weight = nn.Parameter(table.detach().clone(), requires_grad=False)
+        try:
+            yield
+        finally:
+            self.vlm.lm_head.weight = table
+
+    def freeze_as_configured(self) -> None:
+        config, inner = self.policy.config, self.policy.model.paligemma_with_expert
+        for parameter in self.policy.parameters():
+            parameter.requires_grad = True
+        inner.train_expert_only, inner.freeze_vision_encoder = config.train_expert_only, config.freeze_vision_encoder
+        inner._set_requires_grad()  # noqa: SLF001
+
+    @property
+    def vlm(self) -> PaliGemmaForConditionalGeneration:
+        vlm: PaliGemmaForConditionalGeneration = self.policy.model.paligemma_with_expert.paligemma
+        return vlm
+
+    @property
+    def expert(self) -> nn.Module:
+        return self.policy.model.paligemma_with_expert.gemma_expert  # type: ignore[no-any-return]
+
+    def prefix_forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Taps:
+        from lerobot.policies.common.vla_utils import resize_with_pad_torch
+
+        resized = resize_with_pad_torch(images.permute(0, 2, 3, 1), *self.policy.config.image_resolution).permute(0, 3, 1, 2)
+        present = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        return self._prefix([resized * 2 - 1], [present], tokens, token_mask)
+
+    def batch_prefix(self, batch: dict[str, Any]) -> Taps:
+        from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+
+        images, present = self.policy._preprocess_images(batch)  # noqa: SLF001
+        return self._prefix(images, present, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK])
+
+    def _prefix(self, images: list[Tensor], present: list[Tensor], tokens: Tensor, token_mask: Tensor) -> Taps:
+        from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+
+        model = self.policy.model
+        decoder = self.vlm.model.language_model
+        decoder.config._attn_implementation = "eager"  # noqa: SLF001  # as lerobot does where it samples
+        with self.taps() as taps:
+            embeddings, padding, blocks = model.embed_prefix(images, present, tokens, token_mask)
+            model.paligemma_with_expert.forward(
+                attention_mask=prepare_attention_masks_4d(make_att_2d_masks(padding, blocks)),
+                position_ids=torch.cumsum(padding, dim=1) - 1,
+                past_key_values=None,
+                inputs_embeds=[embeddings.to(decoder.layers[0].self_attn.q_proj.weight.dtype), None],
+                use_cache=False,
+            )
+        return taps
+
+    @property
+    def _bos(self) -> int | None:
+        return BOS
