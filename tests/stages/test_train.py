@@ -227,7 +227,7 @@ def test_a_run_is_not_resumed_to_fewer_steps_and_a_broken_checkpoint_is_told(sma
     ("more", "message"),
     [
         (["device=cuda:7"], "device=cuda:7: torch cannot use it here"),
-        (["policy.settings.num_vlm_layers=abc"], "lerobot cannot make this SmolVLA"),
+        (["policy.settings.num_vlm_layers=abc"], "lerobot cannot make this smolvla policy"),
         (["policy.settings.load_vlm_weights=true"], "follows from policy.base_vlm"),
         (["method.name=aegis"], r"anchor artifact .* is missing.*vla-tune anchor"),
         (["data.root=/nowhere"], "not a LeRobotDataset"),

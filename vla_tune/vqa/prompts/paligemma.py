@@ -20,14 +20,9 @@ class PaliGemmaPrompts(Prompts):
     """The picture's tokens, then `answer en` and the question; picture and prompt attend to each other both ways."""
 
     def inputs(self, pictures: list[Image], questions: list[str]) -> BatchFeature:
-        inputs: BatchFeature = self.processor(
-            images=pictures,
-            text=[f"{'<image>'}{PREFIX}{question}" for question in questions],
-            return_token_type_ids=True,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
+        text = [f"{self.processor.image_token}{PREFIX}{question}" for question in questions]
+        inputs: BatchFeature = self.processor(images=pictures, text=text, padding=True, padding_side="left", return_tensors="pt")
+        inputs.pop("labels", None)  # of a reply that is not there
         return inputs
 
     def reply(self, answer: str) -> str:

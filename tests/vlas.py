@@ -1,0 +1,93 @@
+"""Small policies of lerobot's real classes: the same code paths as the published ones, at a width that a test can afford.
+
+lerobot writes pi0's widths, its vocabulary and its tokenizer's Hub id into its code, so those are patched; what is built is
+saved in the layout of the Hub.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+
+WORDS = string.ascii_letters + string.digits + string.punctuation + "▁\n"
+VOCABULARY = 2048
+"""Rows of the policies' table; the VLM's own has 64 more, as PaliGemma's has."""
+PICTURE = 56
+
+
+def small_paligemma(folder: Path) -> Path:
+    """A random PaliGemma with a tokenizer of single characters, as a Hub checkout would lie on disk."""
+    import torch
+    from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor, SiglipImageProcessor
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokenizer = GemmaTokenizer(vocab={token: number for number, token in enumerate([*special, *WORDS])})
+    images = SiglipImageProcessor(size={"height": PICTURE, "width": PICTURE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images.image_seq_length = (PICTURE // 14) ** 2
+    processor = PaliGemmaProcessor(images, tokenizer)
+    config = PaliGemmaConfig(
+        image_token_index=processor.image_token_id,
+        projection_dim=32,
+        vision_config={"model_type": "siglip_vision_model", "image_size": PICTURE, **VISION},
+        text_config={
+            "model_type": "gemma",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 4,
+            "vocab_size": VOCABULARY + 64,
+        },
+    )
+    torch.manual_seed(0)
+    PaliGemmaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+VISION = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "patch_size": 14,
+    "projection_dim": 32,
+}
+
+
+def shrink_pi(patch: pytest.MonkeyPatch, module: str, image_token: int) -> None:
+    """Make lerobot's module build its policies as small as `small_paligemma`."""
+    from importlib import import_module
+
+    real = import_module(module)
+    whole = real.PaliGemmaForConditionalGenerationWithPiGemma
+
+    def small_vlm(config):
+        for key, value in VISION.items():
+            setattr(config.vision_config, key, value)
+        config.text_config.vocab_size, config.image_token_index, config.projection_dim = VOCABULARY, image_token, 32
+        return whole(config)
+
+    def small_gemma(variant: str):
+        width = {"gemma_2b": 32, "gemma_300m": 16}[variant]
+        return real.GemmaConfig(width=width, depth=3, mlp_dim=2 * width, num_heads=8, num_kv_heads=1, head_dim=4)
+
+    patch.setattr(real, "PaliGemmaForConditionalGenerationWithPiGemma", small_vlm)
+    patch.setattr(real, "get_gemma_config", small_gemma)
+
+
+def put_into_hub_cache(folder: Path, repo: str, cache: Path) -> None:
+    """As if `repo` had been downloaded."""
+    home = cache / f"models--{repo.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    (home / "snapshots").mkdir()
+    (home / "snapshots" / ("0" * 40)).symlink_to(folder)
+
+
+def image_token_of(folder: Path) -> int:
+    return int(json.loads((folder / "config.json").read_text())["image_token_index"])
