@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from hypothesis import settings
 from vla_tune.config import load_config
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp()  # read when huggingface_hub is imported
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 settings.register_profile("vla-tune", deadline=None, derandomize=True)  # two busy cores: time says nothing

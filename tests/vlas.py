@@ -7,6 +7,7 @@ saved in the layout of the Hub.
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from pathlib import Path
 
@@ -80,13 +81,42 @@ def shrink_pi(patch: pytest.MonkeyPatch, module: str, image_token: int) -> None:
     patch.setattr(real, "get_gemma_config", small_gemma)
 
 
-def put_into_hub_cache(folder: Path, repo: str, cache: Path) -> None:
-    """As if `repo` had been downloaded."""
+def put_into_hub_cache(folder: Path, repo: str, cache: Path) -> Path:
+    """As if `repo` had been downloaded; returns where it lies in the cache."""
     home = cache / f"models--{repo.replace('/', '--')}"
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text("0" * 40)
     (home / "snapshots").mkdir()
     (home / "snapshots" / ("0" * 40)).symlink_to(folder)
+    return home
+
+
+def published_smolvlm2(folder: Path) -> Path:
+    """SmolVLM2-500M's published shape, without weights, with the tokenizer of the VLM that is shipped."""
+    from vla_tune.resources import demo_vlm
+
+    shutil.copytree(demo_vlm(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+        "vocab_size": 49280,
+    }
+    config["vision_config"] |= {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 16,
+        "image_size": 512,
+    }
+    config["scale_factor"] = 4
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def image_token_of(folder: Path) -> int:

@@ -54,8 +54,8 @@ class PaliGemmaAdapter(PolicyAdapter):
         with contextlib.redirect_stdout(told):
             policy = cls.policy_class().from_pretrained(path, config=config, strict=True)
         if "All keys loaded successfully" not in told.getvalue():
-            lines = [line for line in told.getvalue().splitlines() if "ould not" in line or "keys" in line]
-            raise RuntimeError(" ".join(lines) or "lerobot does not say that all weights were loaded")
+            _, _, problem = told.getvalue().partition("Loading model from")
+            raise RuntimeError(f"lerobot: {problem.partition('Could not load')[2] or problem}")
         return policy
 
     def put_vlm(self, state: dict[str, Tensor]) -> None:

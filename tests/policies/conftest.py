@@ -1,0 +1,65 @@
+"""Small policies of every type that has an adapter, each with the VLM that it was made from."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from vla_tune.policies import adapter_class
+from vla_tune.policies.loading import new_policy
+from vla_tune.resources import demo_vlm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from vlas import image_token_of, put_into_hub_cache, shrink_pi, small_paligemma
+
+KINDS = ("smolvla", "pi0", "pi05")
+SETTINGS = {
+    "smolvla": {"num_vlm_layers": 2, "train_expert_only": False, "freeze_vision_encoder": False, "resize_imgs_with_padding": (64, 64)},
+    "pi0": {"image_resolution": (56, 56)},
+    "pi05": {"image_resolution": (56, 56)},
+}
+SHARED = {"chunk_size": 4, "n_action_steps": 2, "max_state_dim": 4, "max_action_dim": 4}
+
+
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory) -> Iterator[Path]:
+    """The small PaliGemma, in the Hub's cache under its real name, while lerobot builds pi0 and pi0.5 as small."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = small_paligemma(tmp_path_factory.mktemp("paligemma"))
+    home = put_into_hub_cache(folder, "google/paligemma-3b-pt-224", Path(HF_HUB_CACHE))
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("pi0", "pi05"):
+            shrink_pi(patch, f"lerobot.policies.{kind}.modeling_{kind}", image_token_of(folder))
+        yield folder
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def made(paligemma):
+    """A function from a policy's type to a new one on its VLM, and that VLM's folder."""
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    def features():
+        inputs = {
+            "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+            "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
+        }
+        return inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))}
+
+    known = {}
+
+    def make(kind):
+        base = str(demo_vlm() if kind == "smolvla" else paligemma)
+        if kind not in known:
+            torch.manual_seed(0)
+            known[kind] = new_policy(adapter_class(kind), base, {**SHARED, **SETTINGS[kind]}, features()).eval()
+        return copy.deepcopy(known[kind]), base
+
+    return make
