@@ -283,6 +283,8 @@ class VqaConfig:
 class RolloutConfig:
     """Closed-loop episodes: `episodes` in all, dealt evenly over `tasks`, on seeds from `first_seed` on.
 
+    tasks: of Meta-World; without any the policy is scored on held-out demonstrations instead (`data.heldout`).
+
     parallel: episodes whose policy calls share a batch.
     videos: how many episodes are kept as a video, the first of each task first.
     probe: how many episodes, the first of each task first, are also run with a wrong and with an empty instruction.

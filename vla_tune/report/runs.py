@@ -107,7 +107,8 @@ def read_run(folder: Path) -> Run:
         run.predictions = read_table(folder / "eval-vqa" / "predictions.parquet")
     if "eval-rollout" in found:
         run.rollout = read_json(folder / "eval-rollout" / "report.json")
-        run.episodes = read_table(folder / "eval-rollout" / "episodes.parquet")
+        if run.rollout["success"] is not None:  # else there was no world, and its rows are of demonstrations
+            run.episodes = read_table(folder / "eval-rollout" / "episodes.parquet")
         run.videos = sorted((folder / "eval-rollout" / "videos").glob("*.mp4"))
     return run
 

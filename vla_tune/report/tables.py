@@ -40,7 +40,7 @@ def headline(run: Run) -> Row:
         "questions": vqa.get("n"),
         "mcnemar_p": vqa.get("mcnemar_p"),
         "success": rollout.get("success"),
-        "episodes": len(run.episodes) if run.rollout else None,
+        "episodes": len(run.episodes) or None,
         "drift": vqa.get("drift"),
         "energy_shed": mean_energy_shed(run.metrics),
         "step_s": median_step_s(run.metrics),
@@ -119,6 +119,24 @@ def task_table(run: Run) -> Table:
     """Closed-loop success by task of one run."""
     rows = [[Cell(task), Cell(count(row["episodes"])), rate(row)] for task, row in by_task(run).items()]
     return Table(["Task", "Episodes", "Success"], rows)
+
+
+def offline_table(run: Run) -> Table:
+    """Action error by joint of one run that had no world to act in."""
+    offline: Row = (run.rollout or {}).get("offline") or {}
+    every = {"all": {**offline["action_error"], "constant": offline["constant"]["value"]}} if offline else {}
+    rows = [
+        [Cell(joint), Cell(number(row["value"]), f"{row['low']:.3g} to {row['high']:.3g}"), Cell(number(row["constant"]))]
+        for joint, row in {**offline.get("by_joint", {}), **every}.items()
+    ]
+    return Table(["Joint", "Action error", "Mean action's"], rows)
+
+
+def moved_table(run: Run) -> Table:
+    """How far another instruction moves the action, of one run that had no world to act in."""
+    moved: Row = ((run.rollout or {}).get("offline") or {}).get("action_moved", {})
+    rows = [[Cell(given), Cell(number(row["value"]), f"{row['low']:.3g} to {row['high']:.3g}")] for given, row in moved.items()]
+    return Table(["Instruction", "Action moves by"], rows)
 
 
 def probe_table(run: Run) -> Table:

@@ -11,6 +11,7 @@ from vla_tune.artifacts import Artifact, Draft, write_json
 from vla_tune.console import progress, table, warn
 from vla_tune.data.recording import FIRST_SEED
 from vla_tune.errors import UserError
+from vla_tune.stages import eval_offline
 from vla_tune.stages.subject import subject
 
 if TYPE_CHECKING:
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """Score `train.path`, or `RUN/train`, on `rollout.episodes` episodes that no demonstration used.
 
+    Without `rollout.tasks` there is no world to act in, and the policy is scored on the demonstrations that training left out.
+
     Raises:
         UserError: no such policy or task, a policy that does not fit the world, no GL backend.
 
     """
     with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite) as draft:
         policy, artifact = subject(config, run)
+        if not config.rollout.tasks:
+            return eval_offline.evaluate(config, policy, artifact, draft)
         check_rollout(config.rollout)
         actor = open_actor(config, policy)
         began = time.monotonic()
@@ -54,8 +59,6 @@ def check_rollout(config: RolloutConfig) -> None:
     from vla_tune.rollout.probe import swap
     from vla_tune.rollout.worlds import MAX_STEPS, check_task, instruction
 
-    if not config.tasks:
-        raise UserError("rollout.tasks: at least one Meta-World task is needed")
     for task in config.tasks:
         check_task(task)
         if config.tasks.count(task) > 1:

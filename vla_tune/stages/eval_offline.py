@@ -1,0 +1,105 @@
+"""`eval-rollout` where the pipeline names no world: the policy on the demonstrations that training left out."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vla_tune.artifacts import Artifact, Draft, write_json
+from vla_tune.console import table
+from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
+from vla_tune.errors import UserError
+from vla_tune.policies.loading import load_policy, load_processors
+from vla_tune.rollout.offline import offline_report, replay
+from vla_tune.training.loop import as_floats
+from vla_tune.training.setup import heldout_episodes
+
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from vla_tune.config import Config
+
+
+def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft: Draft) -> Artifact:
+    """Write the action error in the robot's units and the language probe into the draft of `eval-rollout`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    meta = dataset_metadata(config.data)
+    left_out = heldout_episodes(config.data.heldout, meta.total_episodes)
+    if not left_out:
+        raise UserError(
+            f"data.heldout={config.data.heldout}: of {meta.total_episodes} episodes none is left out of training, and rollout.tasks names "
+            "no world to act in; train with data.heldout of at least one episode, or give rollout.tasks"
+        )
+    policy = load_policy(policy_path, n_action_steps=config.rollout.n_action_steps, device=config.device).eval()
+    check_dataset(meta, policy.config)
+    dataset = open_dataset(meta, policy.config)
+    frames = call_frames(dataset, left_out, config.rollout.n_action_steps)
+    joints = joint_names(dataset)
+    replayed = replay(
+        policy,
+        load_processors(policy, policy_path),
+        (as_floats(batch) for batch in _loader(dataset, frames, config.train.batch_size)),
+        calls=len(frames),
+        other_instruction=swaps([str(task) for task in meta.tasks.index]),
+        mean_action=np.asarray(meta.stats["action"]["mean"], dtype=np.float64),
+    )
+    offline = offline_report(replayed, joints, seed=config.seed)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([one.row(joints) for one in replayed]), draft.path / "heldout.parquet")
+    versions = {name: version(name) for name in ("lerobot", "torch")}
+    write_json(
+        draft.path / "report.json",
+        {"success": None, "offline": offline, "n_action_steps": config.rollout.n_action_steps, "versions": versions},
+    )
+    show(offline)
+    metrics = {"success": None, "action_error": offline["action_error"]["value"], "episodes": offline["episodes"]}
+    metrics |= {key: offline["action_error"][key] for key in ("low", "high")}
+    return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()] if artifact else [], metrics=metrics, device=config.device)
+
+
+def call_frames(dataset: LeRobotDataset, episodes: list[int], every: int) -> list[int]:
+    """The frames at which an execution of the demonstrations would call the policy: the first, and each `every` after it."""
+    table = dataset.meta.episodes
+    return [
+        frame
+        for episode in episodes
+        for frame in range(int(table["dataset_from_index"][episode]), int(table["dataset_to_index"][episode]), every)
+    ]
+
+
+def swaps(instructions: list[str]) -> dict[str, str]:
+    """Each instruction with the next one of the dataset in its place; nothing where there is only one."""
+    return dict(zip(instructions, [*instructions[1:], instructions[0]], strict=True)) if len(instructions) > 1 else {}
+
+
+def joint_names(dataset: LeRobotDataset) -> list[str]:
+    """What the dataset calls the action's dimensions, else their numbers."""
+    feature = dataset.meta.features["action"]
+    names = feature.get("names")
+    if isinstance(names, dict):
+        names = next(iter(names.values()))
+    size = int(feature["shape"][0])
+    return [str(name) for name in names] if names and len(names) == size else [str(number) for number in range(size)]
+
+
+def _loader(dataset: LeRobotDataset, frames: list[int], batch_size: int) -> torch.utils.data.DataLoader[dict[str, Any]]:
+    from lerobot.utils.collate import lerobot_collate_fn
+
+    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, sampler=frames, collate_fn=lerobot_collate_fn)
+
+
+def show(offline: dict[str, Any]) -> None:
+    """The tables on the console."""
+    every = {"all": {**offline["action_error"], "constant": offline["constant"]["value"]}}
+    rows = [
+        [name, *(f"{row[key]:.4g}" for key in ("value", "low", "high", "constant"))]
+        for name, row in {**offline["by_joint"], **every}.items()
+    ]
+    title = f"action error on {offline['episodes']} held-out episodes, in the robot's units; beside it the demonstrations' mean action's"
+    table(title, ["joint", "error", "95 % from", "to", "mean action"], rows)
+    told = [[given, *(f"{row[key]:.4g}" for key in ("value", "low", "high"))] for given, row in offline["action_moved"].items()]
+    table("language probe: how far the action moves", ["instruction", "moved by", "95 % from", "to"], told)
