@@ -59,6 +59,7 @@ class DataConfig:
     """The demonstrations: either `manifest` (what we generate) or a LeRobotDataset by `repo_id` and, offline, `root`.
 
     heldout: the share of its episodes that training leaves out, to measure the action loss on.
+    heldout_frames: on how many of their frames at most, spread evenly; videos are slow to jump about in.
     cache_mb: datasets that need at most this many megabytes once decoded are read into memory before training.
     """
 
@@ -66,6 +67,7 @@ class DataConfig:
     repo_id: str | None = None
     root: str | None = None
     heldout: float = 0.0
+    heldout_frames: int = 1000
     cache_mb: int = 4000
 
 
@@ -322,6 +324,7 @@ class Config:
 
 
 AT_LEAST_ONE = (
+    "data.heldout_frames",
     "anchor.samples",
     "anchor.batch_size",
     "anchor.rank",

@@ -115,8 +115,13 @@ def _check_folder(repo_id: str, root: Path) -> None:
         version = json.loads(file.read_text())["codebase_version"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged: it names no codebase_version") from None
-    if str(version).startswith("v2"):
+    if str(version) == "v2.1":
         raise _old_format(repo_id, root)
+    if not str(version).startswith("v3"):
+        raise UserError(
+            f"the dataset '{repo_id}' is in LeRobot's format {version}, which this lerobot cannot convert; record it anew, or bring it to "
+            "v2.1 with an older lerobot (0.3) and then to v3.0 with this one"
+        )
     if not (root / "meta" / "tasks.parquet").is_file():
         raise _no_language(repo_id, root)
 
@@ -189,7 +194,7 @@ def _check_vector(meta: LeRobotDatasetMetadata, key: str, shape: tuple[int, ...]
     own = tuple(meta.features[key]["shape"])
     if own != shape:
         raise UserError(f"the dataset '{meta.repo_id}' has '{key}' of shape {list(own)}, the policy of {list(shape)}")
-    needed = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max")}.get(normalization, ())
+    needed = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99")}.get(normalization, ())
     stats: dict[str, Any] = (meta.stats or {}).get(key, {})
     missing = [name for name in needed if name not in stats]
     if missing:

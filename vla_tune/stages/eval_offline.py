@@ -79,10 +79,9 @@ def swaps(instructions: list[str]) -> dict[str, str]:
 def joint_names(dataset: LeRobotDataset) -> list[str]:
     """What the dataset calls the action's dimensions, else their numbers."""
     feature = dataset.meta.features["action"]
-    names = feature.get("names")
-    if isinstance(names, dict):
-        names = next(iter(names.values()))
-    size = int(feature["shape"][0])
+    names, size = feature.get("names"), int(feature["shape"][0])
+    while isinstance(names, dict) or (names and isinstance(names[0], list)):  # recorders nest them: {"motors": [...]}, [[...]]
+        names = next(iter(names.values())) if isinstance(names, dict) else names[0]
     return [str(name) for name in names] if names and len(names) == size else [str(number) for number in range(size)]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from vla_tune.console import say
 from vla_tune.training.loop import as_floats
-from vla_tune.training.setup import heldout_episodes, make_loader
+from vla_tune.training.setup import heldout_episodes, make_heldout_loader
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -27,7 +27,7 @@ def heldout_loss(config: Config, start: Start) -> float | None:
     total, frames = 0.0, 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for batch in make_loader(config, start.dataset, 0, heldout=True):
+        for batch in make_heldout_loader(config, start.dataset):
             count = len(batch["action"])
             total += count * start.policy.forward(start.processors[0](as_floats(batch)))[0].item()
             frames += count

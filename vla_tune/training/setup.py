@@ -87,13 +87,8 @@ def _override(policy: PreTrainedPolicy, settings: dict[str, Any]) -> None:
     adapter.freeze_as_configured()
 
 
-def make_loader(config: Config, dataset: LeRobotDataset, step: int, *, heldout: bool = False) -> DataLoader[dict[str, Any]]:
-    """lerobot's sampler and collation over the demonstrations, positioned as after `step` steps.
-
-    Args:
-        heldout: the episodes that training leaves out, once and in order, instead of the others.
-
-    """
+def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> DataLoader[dict[str, Any]]:
+    """lerobot's sampler and collation over the demonstrations that training does not leave out, positioned as after `step` steps."""
     from lerobot.datasets.sampler import EpisodeAwareSampler, compute_sampler_state
     from lerobot.utils.collate import lerobot_collate_fn
 
@@ -101,8 +96,8 @@ def make_loader(config: Config, dataset: LeRobotDataset, step: int, *, heldout: 
     sampler = EpisodeAwareSampler(
         dataset.meta.episodes["dataset_from_index"],
         dataset.meta.episodes["dataset_to_index"],
-        episode_indices_to_use=[number for number in range(dataset.meta.total_episodes) if (number in left_out) == heldout],
-        shuffle=not heldout,
+        episode_indices_to_use=[number for number in range(dataset.meta.total_episodes) if number not in left_out],
+        shuffle=True,
         seed=config.seed,
     )
     sampler.load_state_dict(compute_sampler_state(step, len(sampler), config.train.batch_size, num_processes=1))
@@ -114,6 +109,19 @@ def make_loader(config: Config, dataset: LeRobotDataset, step: int, *, heldout: 
         generator=torch.Generator(),  # else every epoch's iterator draws from the global generator, and a resumed run draws once more
     )
     return loader
+
+
+def make_heldout_loader(config: Config, dataset: LeRobotDataset) -> DataLoader[dict[str, Any]]:
+    """Up to `data.heldout_frames` frames of the episodes that training leaves out, in order."""
+    from lerobot.utils.collate import lerobot_collate_fn
+
+    table = dataset.meta.episodes
+    left_out = heldout_episodes(config.data.heldout, dataset.meta.total_episodes)
+    frames = [f for one in left_out for f in range(int(table["dataset_from_index"][one]), int(table["dataset_to_index"][one]))]
+    every = -(-len(frames) // config.data.heldout_frames) if frames else 1
+    return DataLoader(
+        _frames(dataset, config.data.cache_mb), batch_size=config.train.batch_size, sampler=frames[::every], collate_fn=lerobot_collate_fn
+    )
 
 
 def heldout_episodes(share: float, episodes: int) -> list[int]:
