@@ -123,7 +123,7 @@ class PenaltyConfig:
     weight: of the penalty. whiten: divide each dimension by the anchor's deviation, so that no few of them decide.
     """
 
-    weight: float = 0.1
+    weight: float = 1.0
     whiten: bool = True
 
 
@@ -131,7 +131,7 @@ class PenaltyConfig:
 class DistillationConfig:
     """`weight` of the mean squared distance to a frozen copy's hidden states on the same robot batch."""
 
-    weight: float = 1.0
+    weight: float = 0.01
 
 
 @dataclass
@@ -153,7 +153,7 @@ class InsulatedConfig:
     """
 
     bins: int = 32
-    share: float = 0.1
+    share: float = 0.5
     weight: float = 1.0
 
 
