@@ -272,10 +272,15 @@ class TrainConfig:
 
 @dataclass
 class VqaConfig:
-    """`questions` of the manifest's test split; intervals by `bootstrap` resamplings over images."""
+    """`questions` of the manifest's test split; intervals by `bootstrap` resamplings over images.
+
+    manifest: a shipped one by its name, yours by its path, or a folder that holds `qa.jsonl` and pictures.
+    ranked: how many of the questions, the first ones, are also answered by the likelihood of candidate answers; 0: none.
+    """
 
     manifest: str = "shapes"
     questions: int = 3000
+    ranked: int = 300
     batch_size: int = 100
     max_new_tokens: int = 6
     bootstrap: int = 2000
@@ -359,6 +364,7 @@ AT_LEAST_ZERO = (
     "method.aegis.samples",
     "data.cache_mb",
     "train.warmup_steps",
+    "vqa.ranked",
     "rollout.first_seed",
     "rollout.videos",
     "rollout.probe",

@@ -7,9 +7,10 @@ from typing import Any
 
 from vla_tune.artifacts import file_digest, files_table, read_artifact, table_digest, write_json
 from vla_tune.config import differences
+from vla_tune.data.manifests import manifest_source
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json
-from vla_tune.resources import demo_vlm, resource
+from vla_tune.resources import demo_vlm
 
 READS = {
     "anchor": (
@@ -94,7 +95,8 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 def _source_digest(key: str, name: str) -> str:
     if key.endswith("manifest"):
-        return file_digest(resource("data_manifests", f"{name}.yaml"))
+        source = manifest_source(name)
+        return table_digest(files_table(source)) if source.is_dir() else file_digest(source)
     folder = demo_vlm() if name == "demo" else Path(name)
     return table_digest(files_table(folder)) if folder.is_dir() else name
 

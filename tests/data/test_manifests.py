@@ -1,6 +1,6 @@
 import pytest
 
-from vla_tune.data.manifests import DemonstrationsManifest, VqaManifest, load_manifest, manifest_digest, parse_manifest
+from vla_tune.data.manifests import BenchmarkManifest, DemonstrationsManifest, VqaManifest, load_manifest, manifest_digest, parse_manifest
 from vla_tune.errors import UserError
 
 GOOD = {"kind": "demonstrations", "tasks": ["reach-v3"], "episodes_per_task": 2, "license": "Apache-2.0"}
@@ -47,6 +47,29 @@ def test_wrong_manifests_name_the_key(change, message):
 def test_wrong_questions_name_the_key(change, message):
     with pytest.raises(UserError, match=message):
         parse_manifest({"kind": "vqa", "license": "Apache-2.0", **change}, "a file")
+
+
+BENCHMARK = {"kind": "vqa-benchmark", "dataset": "some/body", "anchor": "a-*", "test": "t-*", "license": "MIT"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "vqa2"}, "metric: 'vqa2' is unknown; did you mean 'vqa'"),
+        ({"prompt": "Answer."}, r"prompt: the question has to stand in it, as \{question\}"),
+        ({"prompt": "{question} {choices}"}, "a multiple choice takes both"),
+        ({"metric": "choice", "columns": {"choices": "options"}}, "a multiple choice takes both"),
+        ({"prompt": "{question} {choices}", "columns": {"choices": "options"}}, "metric=exact: with columns.choices it must be choice"),
+        ({"pictures": "p-*"}, r"columns\.image_id: pictures are found by it"),
+        ({"test": ""}, "test: name the parquet files"),
+        ({"columns": {"anwsers": "answer"}}, r"unknown key 'columns\.anwsers'; did you mean 'columns\.answers'"),
+        ({"revison": "main"}, "did you mean 'revision'"),
+    ],
+)
+def test_wrong_benchmarks_name_the_key(change, message):
+    assert isinstance(parse_manifest(BENCHMARK, "a file"), BenchmarkManifest)
+    with pytest.raises(UserError, match=message):
+        parse_manifest({**BENCHMARK, **change}, "a file")
 
 
 def test_missing_licence_is_an_error():

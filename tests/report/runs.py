@@ -95,6 +95,7 @@ def add_vqa(run: Path, train: Artifact, method: str = "aegis", seed: int = 0, ke
     drift = [0.2, 0.05, 0.01, 0.004]
     report = {**rates(rows), "by_type": by_type, "lost": 20, "gained": 3, "mcnemar_p": 0.0004, "blind": 0.3}
     report["weights"] = [{"group": "layers.0", "parameters": 1000, "tensors": 9, "moved": 9, "relative": 0.01, "largest": 0.2}]
+    report["ranked"] = {"n": 30, "base_accuracy": {"value": 0.9}, "accuracy": {"value": 0.8}, "best": 1.0}
     report |= {"drift": sum(drift) / len(drift), "drift_by_layer": drift}
     return publish(run, "eval-vqa", {"report.json": report, "predictions.parquet": rows}, method, seed, [train.as_input()])
 

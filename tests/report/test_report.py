@@ -140,6 +140,11 @@ def test_the_language_probe_is_shown(side_by_side):
     assert "followed" not in text.replace("What is followed is", "")
 
 
+def test_answers_by_likelihood_are_shown(side_by_side):
+    line = "By likelihood of candidate answers (30 questions): 90.0 % before, 80.0 % after; at best 100.0 %"
+    assert line in side_by_side.page.text
+
+
 def test_changed_answers_are_counted(two, side_by_side):
     rows = read_run(two[1]).predictions
     assert side_by_side.numbers[1]["changed_answers"] == {

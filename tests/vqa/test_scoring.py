@@ -81,15 +81,28 @@ def test_mcnemar_by_hand():
 
 
 def test_the_blind_guesser_by_hand():
-    seen = [("colour", "what color is the cross?", answer) for answer in ("red", "red", "blue")]
-    seen += [("colour", "what color is the square?", answer) for answer in ("blue", "blue", "green")]
-    seen += [("count", "count the objects.", answer) for answer in ("2", "1")]
+    seen = [("colour", "what color is the cross?", [answer]) for answer in ("red", "red", "blue")]
+    seen += [("colour", "what color is the square?", [answer]) for answer in ("blue", "blue", "green")]
+    seen += [("count", "count the objects.", [answer]) for answer in ("2", "1")]
     asked = [
         ("colour", "what color is the cross?"),
         ("colour", "what color is the circle?"),  # not seen: the type's most frequent, blue
         ("count", "count the objects."),  # equally frequent: the first in the alphabet
+        ("new", "what is it?"),  # a type not seen: the most frequent of all, blue
     ]
-    assert blind_answers(seen, asked) == ["red", "blue", "1"]
+    assert blind_answers(seen, asked) == ["red", "blue", "1", "blue"]
+
+
+def test_the_blind_guesser_counts_every_annotator():
+    seen = [("q", "what is it?", ["cat", "dog", "dog"]), ("q", "what is it?", ["Dog", "cat", "cow"])]
+    assert blind_answers(seen, [("q", "what is it?")]) == ["dog"]
+
+
+def test_the_blind_guesser_of_a_multiple_choice():
+    seen = [("q", "what eats grass?", ["B", "cow"]), ("q", "what eats grass?", ["C", "cow"]), ("q", "what barks?", ["B", "dog"])]
+    asked = [("q", "what eats grass?"), ("q", "what eats grass?"), ("q", "what flies?")]
+    choices = [["cow", "dog"], ["sheep", "dog"], ["bird", "frog"]]
+    assert blind_answers(seen, asked, choices) == ["cow", "b", "b"]  # the option that was right; else the most frequent letter
 
 
 def test_accuracy_by_type():

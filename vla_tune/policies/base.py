@@ -159,6 +159,15 @@ class PolicyAdapter(ABC):
 
     # The prefix.
 
+    @abstractmethod
+    def resized(self, images: Tensor) -> Tensor:
+        """Pictures `[batch, 3, height, width]` in 0..1 at the size that the policy looks at; those that have it stay as they are.
+
+        Raises:
+            UserError: the policy is set to take pictures as they come.
+
+        """
+
     @contextmanager
     def taps(self) -> Iterator[Taps]:
         """Record the residual stream and the token mask of the policy's next forward pass on its prefix."""

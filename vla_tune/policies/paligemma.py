@@ -89,12 +89,14 @@ class PaliGemmaAdapter(PolicyAdapter):
     def expert(self) -> nn.Module:
         return self.policy.model.paligemma_with_expert.gemma_expert  # type: ignore[no-any-return]
 
-    def prefix_forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Taps:
+    def resized(self, images: Tensor) -> Tensor:
         from lerobot.policies.common.vla_utils import resize_with_pad_torch
 
-        resized = resize_with_pad_torch(images.permute(0, 2, 3, 1), *self.policy.config.image_resolution).permute(0, 3, 1, 2)
+        return resize_with_pad_torch(images.permute(0, 2, 3, 1), *self.policy.config.image_resolution).permute(0, 3, 1, 2)
+
+    def prefix_forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Taps:
         present = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        return self._prefix([resized * 2 - 1], [present], tokens, token_mask)
+        return self._prefix([self.resized(images) * 2 - 1], [present], tokens, token_mask)
 
     def batch_prefix(self, batch: dict[str, Any]) -> Taps:
         from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vla_tune.errors import UserError
 from vla_tune.policies.base import PolicyAdapter, Taps
 
 if TYPE_CHECKING:
@@ -76,13 +77,18 @@ class SmolVLAAdapter(PolicyAdapter):
     def expert(self) -> nn.Module:
         return self.policy.model.vlm_with_expert.lm_expert  # type: ignore[no-any-return]
 
-    def prefix_forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Taps:
+    def resized(self, images: Tensor) -> Tensor:
         from lerobot.policies.common.vla_utils import resize_with_pad
 
+        if self.policy.config.resize_imgs_with_padding is None:
+            raise UserError("policy.settings.resize_imgs_with_padding=null: pictures of different sizes need one that all are brought to")
+        width, height = self.policy.config.resize_imgs_with_padding
+        return resize_with_pad(images, height, width, pad_value=0)
+
+    def prefix_forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Taps:
         config = self.policy.config
         if config.resize_imgs_with_padding is not None:
-            width, height = config.resize_imgs_with_padding
-            images = resize_with_pad(images, height, width, pad_value=0)
+            images = self.resized(images)
         batch = images.shape[0]
         present = torch.ones(batch, dtype=torch.bool, device=images.device)
         state = torch.zeros(batch, config.max_state_dim, device=images.device)  # the mean state; nothing attends to it

@@ -88,6 +88,7 @@ def _shown(run: Run) -> Row:
         "layers": tables.layer_table(run),
         "weights": tables.weights_table(run),
         "mcnemar_p": tables.headline(run)["mcnemar_p"],
+        "ranked": tables.ranked_line(run),
         "changed": media.changed_counts(run),
         "cards": media.changed_cards(run),
         "videos": [{"name": file.stem, "data": media.video_data(file)} for file in run.videos],

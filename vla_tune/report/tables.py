@@ -54,6 +54,17 @@ def by_type(run: Run) -> dict[str, Row]:
     return {kind: {name: row.get(name) for name in names} for kind, row in types.items()}
 
 
+def ranked_line(run: Run) -> str | None:
+    """What the VLM knew by likelihood of candidate answers, before and after, in a sentence."""
+    ranked: Row | None = (run.vqa or {}).get("ranked")
+    if ranked is None:
+        return None
+    before, after = (percent(ranked[name]["value"]) for name in ("base_accuracy", "accuracy"))
+    return (
+        f"By likelihood of candidate answers ({ranked['n']} questions): {before} before, {after} after; at best {percent(ranked['best'])}"
+    )
+
+
 def by_task(run: Run) -> dict[str, Row]:
     """Closed-loop success by task, with its interval and the number of episodes."""
     tasks: dict[str, Row] = (run.rollout or {}).get("by_task", {})

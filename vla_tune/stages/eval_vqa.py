@@ -22,8 +22,10 @@ from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.report.tables import p_value
 from vla_tune.stages.subject import subject
 from vla_tune.vqa.answering import answer, cached_answers
-from vla_tune.vqa.dataset import vqa_questions
-from vla_tune.vqa.scoring import Floats, Scored, accuracy_by_type, blind_answers, exact_match, mcnemar, summarise
+from vla_tune.vqa.dataset import metric_of, vqa_questions
+from vla_tune.vqa.ranking import MOST, candidates, rank
+from vla_tune.vqa.scorers import options, scores, yes_no_figures
+from vla_tune.vqa.scoring import Floats, Scored, accuracy_by_type, blind_answers, mcnemar, summarise
 from vla_tune.vqa.statistics import drift, stock_moments
 
 if TYPE_CHECKING:
@@ -104,20 +106,26 @@ def _evaluate(config: Config, run: Path, draft: Draft) -> Artifact:
         )
     _show_weights(pair)
     questions = vqa_questions(config.vqa.manifest, "test", config.vqa.questions)
-    blind = _blind_scores(config, questions)
+    seen = vqa_questions(config.vqa.manifest, "anchor")
+    metric = metric_of(config.vqa.manifest)
+    blind = scores(metric, _blind_answers(seen, questions), questions)
     settings: dict[str, Any] = {"batch_size": config.vqa.batch_size, "max_new_tokens": config.vqa.max_new_tokens}
     predictions = {
         "base_prediction": cached_answers(
             pair.before, pair.processor, questions, backbone=pair.base_digest, description="base VLM", **settings
         )
     }
-    base_score = _scores(predictions["base_prediction"], questions)
+    base_score = scores(metric, predictions["base_prediction"], questions)
     _refuse_guesser(config, pair.base, questions, base_score, blind)
     began = time.perf_counter()
     predictions["prediction"] = answer(pair.after, pair.processor, questions, description="tuned VLM", **settings)
     seconds = time.perf_counter() - began
-    score = _scores(predictions["prediction"], questions)
-    report = _report(config, questions, base_score, score, blind)
+    score = scores(metric, predictions["prediction"], questions)
+    report = _report(config, questions, base_score, score, blind, metric)
+    report["ranked"] = _ranked(config, pair, questions, seen, metric) if config.vqa.ranked else None
+    if metric == "yes_no":
+        names = {"base": "base_prediction", "tuned": "prediction"}
+        report["yes_no"] = {name: yes_no_figures(predictions[column], questions["answers"]) for name, column in names.items()}
     layers = None if anchor is None else _drift(anchor, pair, config.anchor.batch_size)
     report |= {
         "drift": None if layers is None else float(np.mean(layers)),
@@ -150,15 +158,26 @@ def _drift(anchor: Anchor, pair: Pair, batch_size: int) -> list[float]:
     return drift(moments, anchor.stock_mean, anchor.stock_std)
 
 
-def _blind_scores(config: Config, questions: Dataset) -> Floats:
-    """Scores of the guesser without a picture, who has learnt from the whole anchor split."""
-    seen = vqa_questions(config.vqa.manifest, "anchor")
-    known = zip(seen["type"], seen["question"], (answers[0] for answers in seen["answers"]), strict=True)
-    return _scores(blind_answers(known, zip(questions["type"], questions["question"], strict=True)), questions)
+def _blind_answers(seen: Dataset, questions: Dataset) -> list[str]:
+    """What the guesser without a picture says, who has learnt from the whole anchor split."""
+    known = zip(seen["type"], seen["question"], seen["answers"], strict=True)
+    return blind_answers(known, zip(questions["type"], questions["question"], strict=True), options(questions))
 
 
-def _scores(predictions: list[str], questions: Dataset) -> Floats:
-    return np.array([exact_match(given, right) for given, right in zip(predictions, questions["answers"], strict=True)])
+def _ranked(config: Config, pair: Pair, questions: Dataset, seen: Dataset, metric: str) -> dict[str, Any]:
+    """Before and after by the most likely of some candidate answers, on the first `vqa.ranked` questions.
+
+    `best`: the accuracy of whoever always picks the best candidate.
+    """
+    asked = questions.select(range(min(config.vqa.ranked, len(questions))))
+    among = candidates(metric, asked, seen)
+    base, tuned = (
+        scores(metric, rank(vlm, pair.processor, asked, among, batch_size=config.vqa.batch_size, description=words), asked)
+        for vlm, words in ((pair.before, "base VLM, ranking"), (pair.after, "tuned VLM, ranking"))
+    )
+    best = np.max([scores(metric, [answers[min(place, len(answers) - 1)] for answers in among], asked) for place in range(MOST)], axis=0)
+    figures = summarise(Scored(asked["image_id"], asked["type"], base, tuned), resamples=config.vqa.bootstrap, seed=config.seed)
+    return {**{name: figures[name] for name in ("n", "base_accuracy", "accuracy", "retention")}, "best": float(best.mean())}
 
 
 def _refuse_guesser(config: Config, base: str, questions: Dataset, base_score: Floats, blind: Floats) -> None:
@@ -173,14 +192,15 @@ def _refuse_guesser(config: Config, base: str, questions: Dataset, base_score: F
         )
 
 
-def _report(config: Config, questions: Dataset, base: Floats, tuned: Floats, blind: Floats) -> dict[str, Any]:
+def _report(config: Config, questions: Dataset, base: Floats, tuned: Floats, blind: Floats, metric: str) -> dict[str, Any]:
     scored = Scored(questions["image_id"], questions["type"], base, tuned)
     report = summarise(scored, resamples=config.vqa.bootstrap, seed=config.seed)
     report["blind"] = float(blind.mean())
     for kind, accuracy in accuracy_by_type(questions["type"], blind).items():
         report["by_type"][kind]["blind"] = accuracy
-    test = mcnemar(base, tuned)
-    return {**report, "lost": test["lost"], "gained": test["gained"], "mcnemar_p": test["p"]}
+    soft = metric == "vqa"  # McNemar's test is one of right and wrong
+    changed = {"lost": int((tuned < base).sum()), "gained": int((tuned > base).sum())}
+    return {**report, "metric": metric, **changed, "mcnemar_p": None if soft else mcnemar(base, tuned)["p"]}
 
 
 def _write_predictions(file: Path, questions: Dataset, columns: dict[str, Any]) -> None:
@@ -210,7 +230,12 @@ def _show(report: dict[str, Any]) -> None:
     ]
     table("VQA, with 95 % intervals", ["type", "n", "base", "tuned", "retention", "blind guesser"], rows)
     lost, gained, p = (report[name] for name in ("lost", "gained", "mcnemar_p"))
-    say(f"{lost} answers lost, {gained} gained (McNemar's exact test: {p_value(p)})")
+    say(f"{lost} answers lost, {gained} gained" + ("" if p is None else f" (McNemar's exact test: {p_value(p)})"))
+    if ranked := report["ranked"]:
+        rates = f"base {_percent(ranked['base_accuracy'])}, tuned {_percent(ranked['accuracy'])}"
+        say(f"by likelihood of candidate answers, {ranked['n']} questions: {rates} (at best {ranked['best']:.1%})")
+    for name, figures in report.get("yes_no", {}).items():
+        say(f"{name}: " + ", ".join(f"{what} {'-' if value is None else f'{value:.1%}'}" for what, value in figures.items()))
     if report["drift"] is not None:
         say(f"drift from the anchor: {report['drift']:.3g} (mean over layers of W2^2 / width)")
 

@@ -11,6 +11,7 @@ import transformers
 from vla_tune.artifacts import table_digest, write_json
 from vla_tune.console import progress
 from vla_tune.resources import cache_folder
+from vla_tune.vqa.batches import asked
 from vla_tune.vqa.dataset import questions_digest
 from vla_tune.vqa.prompts import prompts_of
 
@@ -36,7 +37,7 @@ def answer(
     with progress(description, len(questions), "questions") as counter:
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
-            inputs = prompts.inputs(batch["image"], batch["question"]).to(vlm.device)
+            inputs = prompts.inputs(batch["image"], asked(batch)).to(vlm.device)
             tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
             written = tokens[:, inputs["input_ids"].shape[1] :]
             answers += [text.strip() for text in prompts.tokenizer.batch_decode(written, skip_special_tokens=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,16 @@ from vla_tune.vqa.prompts import prompts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
 IGNORED = -100
 """The label of a token whose loss does not count."""
+
+
+def asked(batch: dict[str, Any]) -> list[str]:
+    """What a VLM is asked in a batch of rows: a benchmark's prompts, and the bare questions of sets that have none."""
+    return batch["prompt"] if "prompt" in batch else batch["question"]
 
 
 def answered_inputs(processor: ProcessorMixin, questions: Dataset, rows: list[int]) -> dict[str, Tensor]:
@@ -24,9 +30,15 @@ def answered_inputs(processor: ProcessorMixin, questions: Dataset, rows: list[in
         What the VLM's forward takes, `labels` included: only the answer's tokens count.
 
     """
-    batch, prompts = questions[rows], prompts_of(processor)
-    inputs = dict(prompts.inputs(batch["image"], batch["question"]))
-    replies = reply_tokens(processor, batch["answers"])
+    batch = questions[rows]
+    return replied_inputs(processor, batch["image"], asked(batch), [right[0] for right in batch["answers"]])
+
+
+def replied_inputs(processor: ProcessorMixin, pictures: list[Image], texts: list[str], answers: list[str]) -> dict[str, Tensor]:
+    """As `answered_inputs`, of a picture, a text and an answer each."""
+    prompts = prompts_of(processor)
+    inputs = dict(prompts.inputs(pictures, texts))
+    replies = reply_tokens(processor, answers)
     length = max(map(len, replies))
     padding = prompts.tokenizer.pad_token_id
     reply = torch.tensor([ids + [padding] * (length - len(ids)) for ids in replies])
@@ -39,10 +51,10 @@ def answered_inputs(processor: ProcessorMixin, questions: Dataset, rows: list[in
     return inputs
 
 
-def reply_tokens(processor: ProcessorMixin, answers: list[list[str]]) -> list[list[int]]:
-    """Each question's first right answer as the VLM says it, the end of its turn included."""
+def reply_tokens(processor: ProcessorMixin, answers: list[str]) -> list[list[int]]:
+    """Each answer as the VLM says it, the end of its turn included."""
     prompts = prompts_of(processor)
-    return [prompts.tokenizer(prompts.reply(right[0]), add_special_tokens=False)["input_ids"] for right in answers]
+    return [prompts.tokenizer(prompts.reply(answer), add_special_tokens=False)["input_ids"] for answer in answers]
 
 
 def answer_loss(vlm: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The VQA sets that we make: pictures of a split with three questions each, answers balanced within every type.
+"""The questions of a manifest, and the VQA sets that we make ourselves: pictures with three questions each, answers balanced in every type.
 
 The order is fixed and every six questions hold each type once, so the first N questions of a split are a smaller set
 of the same kind. Made once, kept under the cache folder, and checked before reuse.
@@ -19,7 +19,7 @@ import numpy as np
 
 from vla_tune.artifacts import file_digest, table_digest, write_json
 from vla_tune.console import warn
-from vla_tune.data.manifests import VqaManifest, load_manifest
+from vla_tune.data.manifests import BenchmarkManifest, DemonstrationsManifest, VqaManifest, load_manifest
 from vla_tune.data.scenes import SPLITS, noisy, picture_hash
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
@@ -50,21 +50,35 @@ def generator_of(manifest: VqaManifest) -> Generator[Any]:
 
 
 def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> Dataset:
-    """The first `count` questions (all, without a count) of a manifest's split, `anchor` or `test`, made where missing.
+    """The first `count` questions (all, without a count) of a manifest's split, `anchor` or `test`, made or fetched where missing.
 
-    Columns: question_id, image_id (the picture's content hash, cut short), image, type, question, answers (all right ones).
+    Columns: question_id, image_id, image, type, question, answers (all right ones, the one to learn first); a benchmark's also
+    prompt and choices (`vla_tune.vqa.benchmarks`).
 
     Raises:
-        UserError: the manifest is not one of generated questions, or the split has fewer questions.
+        UserError: the manifest is not one of questions, the split has fewer, or they cannot be read.
 
     """
+    from vla_tune.vqa.benchmarks import benchmark_questions
+
     manifest = load_manifest(manifest_name)
-    if not isinstance(manifest, VqaManifest):
+    if isinstance(manifest, DemonstrationsManifest):
         raise UserError(f"vqa.manifest={manifest_name}: it describes {manifest.kind}, not questions")
-    total = PICTURES * QUESTIONS_PER_PICTURE
+    benchmark = benchmark_questions(manifest, split) if isinstance(manifest, BenchmarkManifest) else None
+    total = PICTURES * QUESTIONS_PER_PICTURE if benchmark is None else len(benchmark)
     if count is not None and count > total:
         raise UserError(f"{SIZE_KEYS[split]}={count}: the {split} split of '{manifest_name}' has {total} questions")
-    return _read(_stored(manifest, split), total if count is None else count)
+    wanted = total if count is None else count
+    if benchmark is not None:
+        return benchmark.select(range(wanted))
+    assert isinstance(manifest, VqaManifest)
+    return _read(_stored(manifest, split), wanted)
+
+
+def metric_of(manifest_name: str) -> str:
+    """The name of the scorer that a manifest's questions are marked by, one of `vla_tune.vqa.scorers.SCORERS`."""
+    manifest = load_manifest(manifest_name)
+    return manifest.metric if isinstance(manifest, BenchmarkManifest) else "exact"
 
 
 def questions_digest(questions: Dataset) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,29 +98,49 @@ def mcnemar(base: Floats, tuned: Floats) -> dict[str, Any]:
     return {"lost": lost, "gained": gained, "p": p}
 
 
-def blind_answers(seen: Iterable[tuple[str, str, str]], asked: Iterable[tuple[str, str]]) -> list[str]:
+def blind_answers(
+    seen: Iterable[tuple[str, str, Sequence[str]]], asked: Iterable[tuple[str, str]], choices: Sequence[Sequence[str]] = ()
+) -> list[str]:
     """What the best guesser answers who knows the questions' texts but sees no picture.
 
-    The most frequent answer to the same text among the questions seen, else that of the type; the first in the
-    alphabet of equally frequent ones.
+    The most frequent answer to the same text among the questions seen, else that of the type, else of all; the first in the
+    alphabet of equally frequent ones. Of a multiple choice, the option that was right most often for the same text, else the most
+    frequent letter.
 
     Args:
-        seen: type, text and answer of other questions of the same kind.
-        asked: type and text of each question to answer; every type must have been seen.
+        seen: type, text and right answers (every annotator's) of other questions of the same kind.
+        asked: type and text of each question to answer.
+        choices: the options of each question to answer, where there are any.
 
     """
     by_text: dict[str, Counter[str]] = {}
     by_type: dict[str, Counter[str]] = {}
-    for kind, text, answer in seen:
-        by_text.setdefault(text, Counter())[answer] += 1
-        by_type.setdefault(kind, Counter())[answer] += 1
-    return [_most_frequent(by_text.get(text) or by_type[kind]) for kind, text in asked]
+    everything: Counter[str] = Counter()
+    for kind, text, answers in seen:
+        given = [normalise(answer) for answer in answers]
+        for counts in (by_text.setdefault(text, Counter()), by_type.setdefault(kind, Counter()), everything):
+            counts.update(given)
+    return [
+        _guess(by_text.get(text, Counter()), by_type.get(kind) or everything, choices[place] if choices else ())
+        for place, (kind, text) in enumerate(asked)
+    ]
 
 
 def accuracy_by_type(types: Sequence[str], scores: Floats) -> dict[str, float]:
     """Mean score of each type, types in alphabetical order."""
     kinds = np.asarray(types)
     return {name: float(scores[kinds == name].mean()) for name in sorted(set(types))}
+
+
+def _guess(same: Counter[str], alike: Counter[str], options: Sequence[str]) -> str:
+    if options:
+        same = _among(same, {normalise(option) for option in options})
+        alike = _among(alike, set(string.ascii_lowercase[: len(options)])) or alike
+    return _most_frequent(same or alike)
+
+
+def _among(counts: Counter[str], names: set[str]) -> Counter[str]:
+    return Counter({name: count for name, count in counts.items() if name in names})
 
 
 def _most_frequent(counts: Mapping[str, int]) -> str:

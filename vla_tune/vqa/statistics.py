@@ -6,7 +6,7 @@ statistics of the two are kept apart and never compared with each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,8 @@ def policy_moments(adapter: PolicyAdapter, questions: Dataset, batch_size: int) 
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
             tokens, token_mask = tokenise(batch["question"])
-            taps = adapter.prefix_forward(pixels(batch["image"]).to(device), tokens.to(device), token_mask.to(device))
+            pictures = pixels(batch["image"], adapter.resized)
+            taps = adapter.prefix_forward(pictures.to(device), tokens.to(device), token_mask.to(device))
             assert taps.mask is not None
             totals = gather(totals, taps.states, taps.mask)
             counter.advance(len(batch["question"]))
@@ -95,7 +96,7 @@ def answer_gradients(
     squared error on them. A cross-entropy's would vanish where the VLM is sure.
     """
     vlm.requires_grad_()
-    candidates = torch.tensor(sorted(set(chain(*reply_tokens(processor, questions["answers"])))), device=vlm.device)
+    candidates = torch.tensor(sorted(set(chain(*reply_tokens(processor, [right[0] for right in questions["answers"]])))), device=vlm.device)
     with progress("anchor, gradients of the answers", len(questions), "questions") as counter:
         for start in range(0, len(questions), batch_size):
             rows = list(range(start, min(start + batch_size, len(questions))))
@@ -161,7 +162,9 @@ class InstructionTokens:
         return observation[OBS_LANGUAGE_TOKENS], observation[OBS_LANGUAGE_ATTENTION_MASK]
 
 
-def pixels(pictures: list[Image]) -> Tensor:
-    """RGB pictures of one size as `[batch, 3, height, width]` in 0..1."""
+def pixels(pictures: list[Image], resized: Callable[[Tensor], Tensor]) -> Tensor:
+    """RGB pictures as `[batch, 3, height, width]` in 0..1; those of different sizes are `resized` one by one."""
+    if len({picture.size for picture in pictures}) > 1:
+        return torch.cat([resized(pixels([picture], resized)) for picture in pictures])
     stacked = np.stack([np.asarray(picture) for picture in pictures])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
