@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,20 @@ def shrink_pi(patch: pytest.MonkeyPatch, module: str, image_token: int) -> None:
     patch.setattr(real, "get_gemma_config", small_gemma)
 
 
+@contextmanager
+def small_pi(folder: Path) -> Iterator[Path]:
+    """`small_paligemma`, in the Hub's cache under PaliGemma's name, while lerobot builds pi0 and pi0.5 as small."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    small_paligemma(folder)
+    home = put_into_hub_cache(folder, "google/paligemma-3b-pt-224", Path(HF_HUB_CACHE))
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("pi0", "pi05"):
+            shrink_pi(patch, f"lerobot.policies.{kind}.modeling_{kind}", image_token_of(folder))
+        yield folder
+    shutil.rmtree(home)
+
+
 def put_into_hub_cache(folder: Path, repo: str, cache: Path) -> Path:
     """As if `repo` had been downloaded; returns where it lies in the cache."""
     home = cache / f"models--{repo.replace('/', '--')}"
@@ -89,6 +105,46 @@ def put_into_hub_cache(folder: Path, repo: str, cache: Path) -> Path:
     (home / "snapshots").mkdir()
     (home / "snapshots" / ("0" * 40)).symlink_to(folder)
     return home
+
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220), "white": (240, 240, 240)}
+
+
+def colour_questions(folder: Path) -> Path:
+    """A folder of noisy one-colour pictures with one question each, 80 to learn from and 40 to test on."""
+    import numpy as np
+    from PIL import Image
+
+    rng, folder = np.random.default_rng(0), folder / "colours"
+    folder.mkdir()
+    rows = []
+    for number in range(120):
+        name = list(COLOURS)[number % len(COLOURS)]
+        picture = np.clip(np.array(COLOURS[name]) + rng.normal(0, 20, (PICTURE, PICTURE, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        split = "train" if number < 80 else "test"
+        rows.append({"image": f"{number}.png", "question": "what color is it?", "answer": name, "type": "colour", "split": split})
+    (folder / "qa.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def teach(vlm_folder: Path, questions: Path, steps: int) -> None:
+    """Train a VLM in its folder until it can answer a folder's questions."""
+    import torch
+
+    from vla_tune.policies.loading import load_vlm, save_vlm
+    from vla_tune.vqa.batches import Memory, answer_loss
+    from vla_tune.vqa.dataset import vqa_questions
+
+    vlm, processor = load_vlm(str(vlm_folder))
+    memory = Memory(vqa_questions(str(questions), "anchor"), processor, seed=0)
+    optimizer = torch.optim.AdamW(vlm.parameters(), lr=3e-3)
+    vlm.train()
+    for step in range(steps):
+        answer_loss(vlm, memory.draw(step, 16)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_vlm(vlm.eval(), processor, vlm_folder)
 
 
 def published_smolvlm2(folder: Path) -> Path:

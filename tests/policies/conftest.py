@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from vla_tune.policies.loading import new_policy
 from vla_tune.resources import demo_vlm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from vlas import image_token_of, put_into_hub_cache, shrink_pi, small_paligemma
+from vlas import small_pi
 
 KINDS = ("smolvla", "pi0", "pi05")
 SETTINGS = {
@@ -28,17 +26,9 @@ SHARED = {"chunk_size": 4, "n_action_steps": 2, "max_state_dim": 4, "max_action_
 
 
 @pytest.fixture(scope="module")
-def paligemma(tmp_path_factory) -> Iterator[Path]:
-    """The small PaliGemma, in the Hub's cache under its real name, while lerobot builds pi0 and pi0.5 as small."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = small_paligemma(tmp_path_factory.mktemp("paligemma"))
-    home = put_into_hub_cache(folder, "google/paligemma-3b-pt-224", Path(HF_HUB_CACHE))
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in ("pi0", "pi05"):
-            shrink_pi(patch, f"lerobot.policies.{kind}.modeling_{kind}", image_token_of(folder))
+def paligemma(tmp_path_factory):
+    with small_pi(tmp_path_factory.mktemp("paligemma")) as folder:
         yield folder
-    shutil.rmtree(home)
 
 
 @pytest.fixture(scope="module")
