@@ -34,7 +34,7 @@ def small_paligemma(folder: Path) -> Path:
     config = PaliGemmaConfig(
         image_token_index=processor.image_token_id,
         projection_dim=32,
-        vision_config={"model_type": "siglip_vision_model", "image_size": PICTURE, **VISION},
+        vision_config={"model_type": "siglip_vision_model", "image_size": PICTURE, "vision_use_head": False, **VISION},
         text_config={
             "model_type": "gemma",
             "hidden_size": 32,
