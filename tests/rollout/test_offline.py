@@ -86,6 +86,8 @@ def test_a_robot_without_a_world_is_evaluated_on_its_own_data(small_config, tmp_
 def test_without_a_world_episodes_must_be_left_out(small_config, tmp_path):
     config = small_config("rollout.tasks=[]", "data.heldout=0", "train.steps=1")
     train.run(config, tmp_path)
-    with pytest.raises(UserError, match=r"data\.heldout=0"):
+    with pytest.raises(UserError, match=r"data\.heldout=0\.0: of 3 episodes none is left out"):
         eval_rollout.run(config, tmp_path)
+    with pytest.raises(UserError, match=r"data\.heldout=0\.4: the training left out 0\.0"):
+        eval_rollout.run(small_config("rollout.tasks=[]", "data.heldout=0.4"), tmp_path)
     assert not (tmp_path / "eval-rollout").exists()

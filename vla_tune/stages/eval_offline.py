@@ -28,6 +28,7 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
     import pyarrow
     import pyarrow.parquet
 
+    _check_left_out(config, artifact)
     meta = dataset_metadata(config.data)
     left_out = heldout_episodes(config.data.heldout, meta.total_episodes)
     if not left_out:
@@ -59,6 +60,17 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
     metrics = {"success": None, "action_error": offline["action_error"]["value"], "episodes": offline["episodes"]}
     metrics |= {key: offline["action_error"][key] for key in ("low", "high")}
     return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()] if artifact else [], metrics=metrics, device=config.device)
+
+
+def _check_left_out(config: Config, artifact: Artifact | None) -> None:
+    """Stop where the training read episodes that are now to be held out."""
+    trained = artifact.config["data"] if artifact else {}
+    same = all(trained.get(key) == getattr(config.data, key) for key in ("manifest", "repo_id"))
+    if same and trained.get("heldout") != config.data.heldout:
+        raise UserError(
+            f"data.heldout={config.data.heldout}: the training left out {trained.get('heldout')} of the episodes, which are others; "
+            f"give data.heldout={trained.get('heldout')}"
+        )
 
 
 def call_frames(dataset: LeRobotDataset, episodes: list[int], every: int) -> list[int]:
