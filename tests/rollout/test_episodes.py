@@ -225,7 +225,6 @@ def check_video(file):
     ("override", "message"),
     [
         ("rollout.tasks=[reach-v4]", "did you mean 'reach-v3'"),
-        ("rollout.tasks=[]", "at least one"),
         ("rollout.tasks=[reach-v3,reach-v3]", "twice"),
         ("rollout.step_limit=501", "after 500 steps"),
         ("rollout.first_seed=999999", "demonstrations"),
