@@ -58,6 +58,7 @@ class PolicyConfig:
 class DataConfig:
     """The demonstrations: either `manifest` (what we generate) or a LeRobotDataset by `repo_id` and, offline, `root`.
 
+    rename: the dataset's names of pictures or of the state, each with the name that the policy at `policy.path` knows it by.
     heldout: the share of its episodes that training leaves out, to measure the action loss on.
     heldout_frames: on how many of their frames at most, spread evenly; videos are slow to jump about in.
     cache_mb: datasets that need at most this many megabytes once decoded are read into memory before training.
@@ -66,6 +67,7 @@ class DataConfig:
     manifest: str | None = None
     repo_id: str | None = None
     root: str | None = None
+    rename: dict[str, str] = field(default_factory=dict)
     heldout: float = 0.0
     heldout_frames: int = 1000
     cache_mb: int = 4000

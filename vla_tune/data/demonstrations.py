@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.artifacts import file_digest, files_table, write_json
 from vla_tune.console import say, warn
 from vla_tune.data.manifests import DemonstrationsManifest, load_manifest, manifest_digest
-from vla_tune.errors import UserError
+from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
 
 if TYPE_CHECKING:
@@ -157,8 +157,40 @@ def open_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> LeRo
         raise _unreadable(meta.repo_id, meta.root, error) from None
 
 
-def check_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> None:
+def adopt_shapes(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename: dict[str, str]) -> None:
+    """Give a loaded policy the shapes of the dataset's action and state, as lerobot does: it pads both to its own width.
+
+    Raises:
+        UserError: they are wider than the policy, or a name that is given for one is not the policy's.
+
+    """
+    from lerobot.configs import FeatureType
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+
+    for old, new in rename.items():
+        if old not in meta.features:
+            raise UserError(f"data.rename: the dataset '{meta.repo_id}' has no '{old}'; {nearest(old, sorted(meta.features))}")
+        if new not in policy.input_features:
+            raise UserError(f"data.rename.{old}: the policy reads no '{new}'; {nearest(new, sorted(policy.input_features))}")
+    features = dataset_to_policy_features(meta.features)
+    actions = {key: one for key, one in features.items() if one.type is FeatureType.ACTION}
+    states = {rename.get(key, key): one for key, one in features.items() if one.type is FeatureType.STATE}
+    states = {key: one for key, one in states.items() if key in policy.input_features}
+    for limit, group in (("max_action_dim", actions), ("max_state_dim", states)):
+        for key, one in group.items():
+            if one.shape[0] > getattr(policy, limit):
+                raise UserError(
+                    f"the dataset '{meta.repo_id}' has '{key}' of {one.shape[0]} numbers, the policy takes {getattr(policy, limit)}"
+                )
+    policy.output_features = actions or policy.output_features
+    policy.input_features = {**policy.input_features, **states}
+
+
+def check_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename: dict[str, str] | None = None) -> None:
     """What training would stumble over later.
+
+    Args:
+        rename: the dataset's names of pictures or of the state, each with the policy's.
 
     Raises:
         UserError: no instructions, missing statistics, or pictures, states or actions that are not those of the policy.
@@ -167,20 +199,22 @@ def check_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> Non
     tasks = [] if meta.tasks is None else [str(task).strip() for task in meta.tasks.index]
     if not tasks or not all(tasks):
         raise _no_language(meta.repo_id, meta.root)
-    _check_pictures(meta, policy)
+    rename = rename or {}
+    _check_pictures(meta, policy, rename)
+    own = {new: old for old, new in rename.items()}
     for key, feature in (*policy.input_features.items(), *policy.output_features.items()):
         if feature.type.value in ("STATE", "ACTION"):
             mode = policy.normalization_mapping.get(feature.type.value)
-            _check_vector(meta, key, tuple(feature.shape), mode.value if mode else "IDENTITY")
+            _check_vector(meta, own.get(key, key), tuple(feature.shape), mode.value if mode else "IDENTITY")
 
 
-def _check_pictures(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> None:
-    wanted, found = set(policy.image_features), set(meta.camera_keys)
+def _check_pictures(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename: dict[str, str]) -> None:
+    wanted, found = set(policy.image_features), {rename.get(key, key) for key in meta.camera_keys}
     unknown, missing = sorted(found - wanted), sorted(wanted - found)
     if not wanted & found or (unknown and missing):
         raise UserError(
             f"the dataset '{meta.repo_id}' has the pictures {_names(unknown)}, which the policy lacks; it reads {_names(sorted(wanted))}: "
-            f"record them under these names, or start from policy.base_vlm, which takes the dataset's"
+            "say which is which with data.rename={theirs: the policy's}, or start from policy.base_vlm, which takes the dataset's"
         )
     if unknown:
         warn(f"the policy does not read the dataset's {_names(unknown)}")

@@ -156,10 +156,18 @@ def check_device(device: str) -> None:
 
 
 def load_processors(
-    policy: PreTrainedPolicy, path: str | None = None, stats: dict[str, dict[str, Tensor]] | None = None
+    policy: PreTrainedPolicy,
+    path: str | None = None,
+    stats: dict[str, dict[str, Tensor]] | None = None,
+    rename: dict[str, str] | None = None,
 ) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
-    """lerobot's pre- and post-processor: those saved with the policy at `path`, or new ones from dataset statistics."""
+    """lerobot's pre- and post-processor: those saved with the policy at `path`, or new ones from dataset statistics.
+
+    Args:
+        rename: names of observations, each with the policy's; default: what was saved.
+    """
     from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.processor.rename_processor import rename_stats
 
     config = policy.config
     if path is None:
@@ -169,7 +177,10 @@ def load_processors(
     if adapter_class(config.type).vlm_settings(""):
         tokenizer["tokenizer_name"] = config.vlm_model_name
     overrides: dict[str, Any] = {"tokenizer_processor": tokenizer, **device}
+    if rename:
+        overrides["rename_observations_processor"] = {"rename_map": rename}
     if stats is not None:
+        stats = rename_stats(stats, rename or {})
         overrides["normalizer_processor"] = {
             "stats": stats,
             "features": {**config.input_features, **config.output_features},
@@ -182,6 +193,11 @@ def load_processors(
         return make_pre_post_processors(config, pretrained_path=path, preprocessor_overrides=overrides, postprocessor_overrides=post)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the processors of policy '{path}' cannot be opened ({_first_line(error)})") from None
+
+
+def renamed(processor: PolicyProcessorPipeline) -> dict[str, str]:
+    """The names of observations that a preprocessor changes, each with the policy's."""
+    return {old: new for step in processor.steps for old, new in getattr(step, "rename_map", {}).items()}
 
 
 def grafted_vlm(policy: PreTrainedPolicy, base: str) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -12,7 +12,7 @@ from vla_tune.artifacts import Artifact, Draft, write_json
 from vla_tune.console import table
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
 from vla_tune.errors import UserError
-from vla_tune.policies.loading import load_policy, load_processors
+from vla_tune.policies.loading import load_policy, load_processors, renamed
 from vla_tune.rollout.offline import offline_report, replay
 from vla_tune.training.loop import as_floats
 from vla_tune.training.setup import heldout_episodes
@@ -37,13 +37,14 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
             "no world to act in; train with data.heldout of at least one episode, or give rollout.tasks"
         )
     policy = load_policy(policy_path, n_action_steps=config.rollout.n_action_steps, device=config.device).eval()
-    check_dataset(meta, policy.config)
+    processors = load_processors(policy, policy_path)
+    check_dataset(meta, policy.config, renamed(processors[0]))
     dataset = open_dataset(meta, policy.config)
     frames = call_frames(dataset, left_out, config.rollout.n_action_steps)
     joints = joint_names(dataset)
     replayed = replay(
         policy,
-        load_processors(policy, policy_path),
+        processors,
         (as_floats(batch) for batch in _loader(dataset, frames, config.train.batch_size)),
         calls=len(frames),
         other_instruction=swaps([str(task) for task in meta.tasks.index]),

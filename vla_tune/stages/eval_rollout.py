@@ -81,24 +81,28 @@ def check_rollout(config: RolloutConfig) -> None:
 
 def open_actor(config: Config, path: str) -> Actor:
     """The policy and its processors, by lerobot's loaders, once it is sure that it reads what the world shows."""
-    from vla_tune.policies.loading import load_policy, load_processors
+    from vla_tune.policies.loading import load_policy, load_processors, renamed
     from vla_tune.rollout.episodes import Actor
 
     policy = load_policy(path, n_action_steps=config.rollout.n_action_steps, device=config.device)
+    processors = load_processors(policy, path)
+    names = renamed(processors[0])
     features = {**policy.config.input_features, **policy.config.output_features}
-    if "observation.image" not in policy.config.image_features:
+    picture = names.get("observation.image", "observation.image")
+    if picture not in policy.config.image_features:
         known = ", ".join(policy.config.image_features) or "none"
         raise UserError(f"the policy '{path}' does not read 'observation.image', the picture that Meta-World shows; it reads: {known}")
     for key in ("observation.state", "action"):
-        shape = tuple(features[key].shape) if key in features else None
+        own = names.get(key, key)
+        shape = tuple(features[own].shape) if own in features else None
         if shape != (4,):
             raise UserError(f"the policy '{path}' has '{key}' of shape {shape}; Meta-World's has shape (4,)")
     size = config.rollout.image_size
-    trained = tuple(features["observation.image"].shape)[1:]
+    trained = tuple(features[picture].shape)[1:]
     if trained != (size, size):
         warn(f"rollout.image_size={size}: the policy was trained on pictures of {trained[0]}x{trained[1]}")
     policy.eval()
-    return Actor(policy, load_processors(policy, path))
+    return Actor(policy, processors)
 
 
 def run_episodes(actor: Actor, config: RolloutConfig) -> tuple[list[Episode], list[Episode]]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from vla_tune.console import say, table
-from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
+from vla_tune.console import say, table, warn
+from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_metadata, open_dataset
 from vla_tune.data.memory import MemoryDataset, megabytes
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
@@ -58,18 +58,22 @@ def make_start(config: Config) -> Start:
             say("policy.settings are put over those saved with policy.path")
         policy = load_policy(config.policy.path, device=config.device)
         _override(policy, config.policy.settings)
+        adopt_shapes(meta, policy.config, config.data.rename)
         base = vlm_source(config.policy.base_vlm) if config.policy.base_vlm else adapt(policy).vlm_name(policy.config)
     else:
         if not config.policy.base_vlm:
             raise UserError("policy: give policy.path (a policy to start from) or policy.base_vlm (a VLM to put a new expert on)")
+        if config.data.rename:
+            warn("data.rename is left out: a new policy takes the dataset's names")
         base = vlm_source(config.policy.base_vlm)
         features = dataset_to_policy_features(meta.features)
         outputs = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
         inputs = {key: feature for key, feature in features.items() if key not in outputs}
         policy = new_policy(adapter_class(config.policy.type), base, {**config.policy.settings, "device": config.device}, (inputs, outputs))
-    check_dataset(meta, policy.config)
+    rename = config.data.rename if config.policy.path else {}
+    check_dataset(meta, policy.config, rename)
     dataset = open_dataset(meta, policy.config)
-    processors = load_processors(policy, config.policy.path, stats=meta.stats)
+    processors = load_processors(policy, config.policy.path, stats=meta.stats, rename=rename)
     return Start(policy.to(config.device), processors, dataset, base)
 
 
