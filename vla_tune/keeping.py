@@ -29,7 +29,7 @@ READS = {
     ),
     "train": ("seed", "device", "policy", "data", "method", "train", "vqa.manifest"),
     "eval-vqa": ("seed", "device", "policy", "vqa", "anchor.batch_size"),
-    "eval-rollout": ("device", "rollout"),
+    "eval-rollout": ("seed", "device", "data", "rollout"),
     "benchmark": ("seed", "device", "policy", "data", "vqa.manifest", "train", "methods"),
 }
 """What each stage reads of the configuration; a change elsewhere does not make it stale, nor one of another method's options."""
