@@ -28,7 +28,7 @@ def test_every_shipped_study_can_be_planned(shipped):
 def test_what_the_shipped_studies_promise(shipped):
     assert shipped["reproduce"].labels == ["full", "frozen", "aegis", "subspace"]
     frontier, tuning = shipped["frontier"], shipped["tuning"]
-    assert {config.method.name for config in frontier.configs.values()} == set(METHODS)
+    assert {config.method.name for study in (frontier, tuning) for config in study.configs.values()} == set(METHODS)
     assert {seed for _, seed in frontier.configs} == {0, 1, 2}
     assert {config.rollout.episodes for config in frontier.configs.values()} == {200}
     assert frontier.configs["wise-ft-0.7", 2].method.wise_ft.path == "out/full/seed-2/train"

@@ -17,6 +17,7 @@ from small import SETTINGS, features
 from vla_tune.config import (
     AGEMConfig,
     CotrainingConfig,
+    DistillationConfig,
     EWCConfig,
     FullConfig,
     InsulatedConfig,
@@ -188,7 +189,7 @@ def test_distillation_measures_how_far_the_features_have_gone(policy, stock, bat
     distance = torch.stack([torch.nn.functional.mse_loss(now, then.detach()) for now, then in zip(*states, strict=True)]).mean()
     assert method.diagnostics["distance"] == pytest.approx(distance.item(), rel=1e-4)
     assert distance.item() > 1e-4
-    assert_sum(found, task, 1.0, gradients_of(oracle, distance))
+    assert_sum(found, task, DistillationConfig().weight, gradients_of(oracle, distance))
     teacher = method._teacher.vlm
     assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(p, q) for p, q in zip(teacher.parameters(), adapt(stock).vlm.parameters(), strict=True))
