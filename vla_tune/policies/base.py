@@ -116,6 +116,14 @@ class PolicyAdapter(ABC):
     def freeze_as_configured(self) -> None:
         """Freeze what the policy's configuration says, everything else trains."""
 
+    def _thaw(self, inner: Any) -> None:
+        """Everything trains, and lerobot's model of VLM and expert knows what the configuration freezes."""
+        self.policy.requires_grad_()
+        inner.train_expert_only, inner.freeze_vision_encoder = (
+            self.policy.config.train_expert_only,
+            self.policy.config.freeze_vision_encoder,
+        )
+
     # The VLM.
 
     @property

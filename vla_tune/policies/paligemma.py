@@ -74,10 +74,8 @@ class PaliGemmaAdapter(PolicyAdapter):
             self.vlm.lm_head.weight = table
 
     def freeze_as_configured(self) -> None:
-        config, inner = self.policy.config, self.policy.model.paligemma_with_expert
-        for parameter in self.policy.parameters():
-            parameter.requires_grad = True
-        inner.train_expert_only, inner.freeze_vision_encoder = config.train_expert_only, config.freeze_vision_encoder
+        inner = self.policy.model.paligemma_with_expert
+        self._thaw(inner)
         inner._set_requires_grad()  # noqa: SLF001
 
     @property

@@ -61,10 +61,8 @@ class SmolVLAAdapter(PolicyAdapter):
         return AutoConfig.from_pretrained(vlm).dtype in (None, torch.float32)
 
     def freeze_as_configured(self) -> None:
-        config, inner = self.policy.config, self.policy.model.vlm_with_expert
-        for parameter in self.policy.parameters():
-            parameter.requires_grad = True
-        inner.train_expert_only, inner.freeze_vision_encoder = config.train_expert_only, config.freeze_vision_encoder
+        inner = self.policy.model.vlm_with_expert
+        self._thaw(inner)
         inner.set_requires_grad()
         self.policy.model.set_requires_grad()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vla_tune.rollout.calls import call_noise
 from vla_tune.rollout.worlds import FastMetaworldEnv, Observation
 
 if TYPE_CHECKING:
@@ -87,12 +87,6 @@ class Actor:
             chunk = self._policy.predict_action_chunk(batch, noise=noise.to(config.device))
             actions: Tensor = self._after(chunk[:, : config.n_action_steps])
         return actions.cpu().numpy()
-
-
-def call_noise(task: str, seed: int, call: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise that follows from its arguments alone, on any machine."""
-    digest = hashlib.sha256(f"{task}/{seed}/{call}".encode()).digest()
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7])))
 
 
 class Runner:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from vla_tune.console import progress
-from vla_tune.rollout.episodes import call_noise
+from vla_tune.rollout.calls import GIVEN, call_noise
 from vla_tune.vqa.scoring import interval
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
     from lerobot.processor import PolicyProcessorPipeline
 
-GIVEN = ("right", "swapped", "empty")
 RESAMPLES = 2000
 
 type Floats = NDArray[np.float64]

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from vla_tune.errors import UserError
+from vla_tune.rollout.calls import GIVEN
 from vla_tune.rollout.episodes import Episode
 from vla_tune.rollout.success import wilson
 from vla_tune.rollout.touch import TOUCH_TASKS
 from vla_tune.rollout.worlds import instruction, scene
-
-GIVEN = ("right", "swapped", "empty")
 
 
 def plan_probe(episodes: list[Episode], tasks: list[str]) -> list[Episode]:

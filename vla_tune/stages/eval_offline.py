@@ -6,7 +6,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from vla_tune.artifacts import Artifact, Draft, write_json
 from vla_tune.console import table
@@ -15,7 +14,7 @@ from vla_tune.errors import UserError
 from vla_tune.policies.loading import load_policy, load_processors, renamed
 from vla_tune.rollout.offline import offline_report, replay
 from vla_tune.training.loop import as_floats
-from vla_tune.training.setup import heldout_episodes
+from vla_tune.training.setup import episode_frames, frames_loader, heldout_episodes
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -40,12 +39,13 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
     processors = load_processors(policy, policy_path)
     check_dataset(meta, policy.config, renamed(processors[0]))
     dataset = open_dataset(meta, policy.config)
-    frames = call_frames(dataset, left_out, config.rollout.n_action_steps)
+    # where an execution of the demonstrations would call the policy
+    frames = episode_frames(dataset, left_out, config.rollout.n_action_steps)
     joints = joint_names(dataset)
     replayed = replay(
         policy,
         processors,
-        (as_floats(batch) for batch in _loader(dataset, frames, config.train.batch_size)),
+        (as_floats(batch) for batch in frames_loader(dataset, frames, config.train.batch_size)),
         calls=len(frames),
         other_instruction=swaps([str(task) for task in meta.tasks.index]),
         mean_action=np.asarray(meta.stats["action"]["mean"], dtype=np.float64),
@@ -74,16 +74,6 @@ def _check_left_out(config: Config, artifact: Artifact | None) -> None:
         )
 
 
-def call_frames(dataset: LeRobotDataset, episodes: list[int], every: int) -> list[int]:
-    """The frames at which an execution of the demonstrations would call the policy: the first, and each `every` after it."""
-    table = dataset.meta.episodes
-    return [
-        frame
-        for episode in episodes
-        for frame in range(int(table["dataset_from_index"][episode]), int(table["dataset_to_index"][episode]), every)
-    ]
-
-
 def swaps(instructions: list[str]) -> dict[str, str]:
     """Each instruction with the next one of the dataset in its place; nothing where there is only one."""
     return dict(zip(instructions, [*instructions[1:], instructions[0]], strict=True)) if len(instructions) > 1 else {}
@@ -96,12 +86,6 @@ def joint_names(dataset: LeRobotDataset) -> list[str]:
     while isinstance(names, dict) or (names and isinstance(names[0], list)):  # recorders nest them: {"motors": [...]}, [[...]]
         names = next(iter(names.values())) if isinstance(names, dict) else names[0]
     return [str(name) for name in names] if names and len(names) == size else [str(number) for number in range(size)]
-
-
-def _loader(dataset: LeRobotDataset, frames: list[int], batch_size: int) -> torch.utils.data.DataLoader[dict[str, Any]]:
-    from lerobot.utils.collate import lerobot_collate_fn
-
-    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, sampler=frames, collate_fn=lerobot_collate_fn)
 
 
 def show(offline: dict[str, Any]) -> None:

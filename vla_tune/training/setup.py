@@ -117,15 +117,23 @@ def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> DataLoade
 
 def make_heldout_loader(config: Config, dataset: LeRobotDataset) -> DataLoader[dict[str, Any]]:
     """Up to `data.heldout_frames` frames of the episodes that training leaves out, in order."""
+    frames = episode_frames(dataset, heldout_episodes(config.data.heldout, dataset.meta.total_episodes))
+    every = -(-len(frames) // config.data.heldout_frames) or 1
+    return frames_loader(_frames(dataset, config.data.cache_mb), frames[::every], config.train.batch_size)
+
+
+def frames_loader(dataset: LeRobotDataset | MemoryDataset, frames: list[int], batch_size: int) -> DataLoader[dict[str, Any]]:
+    """These frames once and in order, collated as lerobot does."""
     from lerobot.utils.collate import lerobot_collate_fn
 
+    return DataLoader(dataset, batch_size=batch_size, sampler=frames, collate_fn=lerobot_collate_fn)
+
+
+def episode_frames(dataset: LeRobotDataset, episodes: list[int], every: int = 1) -> list[int]:
+    """The frames of these episodes: the first of each, and each `every` after it."""
     table = dataset.meta.episodes
-    left_out = heldout_episodes(config.data.heldout, dataset.meta.total_episodes)
-    frames = [f for one in left_out for f in range(int(table["dataset_from_index"][one]), int(table["dataset_to_index"][one]))]
-    every = -(-len(frames) // config.data.heldout_frames) if frames else 1
-    return DataLoader(
-        _frames(dataset, config.data.cache_mb), batch_size=config.train.batch_size, sampler=frames[::every], collate_fn=lerobot_collate_fn
-    )
+    spans = [(int(table["dataset_from_index"][one]), int(table["dataset_to_index"][one])) for one in episodes]
+    return [frame for first, end in spans for frame in range(first, end, every)]
 
 
 def heldout_episodes(share: float, episodes: int) -> list[int]:

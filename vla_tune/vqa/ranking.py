@@ -12,7 +12,7 @@ import torch
 from vla_tune.console import progress
 from vla_tune.vqa.batches import IGNORED, asked, replied_inputs
 from vla_tune.vqa.scorers import LETTERS, options
-from vla_tune.vqa.scoring import normalise
+from vla_tune.vqa.scoring import most_frequent, normalise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,8 +39,8 @@ def candidates(metric: str, questions: Dataset, seen: Dataset) -> list[list[str]
         given = [normalise(answer) for answer in answers]
         counts.setdefault(kind, Counter()).update(given)
         everything.update(given)
-    common = {kind: _frequent(found) for kind, found in counts.items()}
-    rest = _frequent(everything)  # for a type that was never seen
+    common = {kind: most_frequent(found)[:MOST] for kind, found in counts.items()}
+    rest = most_frequent(everything)[:MOST]  # for a type that was never seen
     return [
         list(LETTERS[: len(choices)]) if choices else common.get(kind, rest)
         for kind, choices in zip(questions["type"], options(questions), strict=True)
@@ -82,7 +82,3 @@ def _log_likelihoods(vlm: PreTrainedModel, processor: ProcessorMixin, batch: dic
     sums = torch.zeros(len(answers), device=found.device).index_add_(0, counts.nonzero()[:, 0], found)
     values: list[float] = sums.tolist()
     return values
-
-
-def _frequent(counts: Counter[str]) -> list[str]:
-    return sorted(counts, key=lambda answer: (-counts[answer], answer))[:MOST]

@@ -136,15 +136,16 @@ def _guess(same: Counter[str], alike: Counter[str], options: Sequence[str]) -> s
     if options:
         same = _among(same, {normalise(option) for option in options})
         alike = _among(alike, set(string.ascii_lowercase[: len(options)])) or alike
-    return _most_frequent(same or alike)
+    return most_frequent(same or alike)[0]
 
 
 def _among(counts: Counter[str], names: set[str]) -> Counter[str]:
     return Counter({name: count for name, count in counts.items() if name in names})
 
 
-def _most_frequent(counts: Mapping[str, int]) -> str:
-    return min(counts, key=lambda answer: (-counts[answer], answer))
+def most_frequent(counts: Mapping[str, int]) -> list[str]:
+    """All answers, the most frequent first; equally frequent ones by the alphabet."""
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))
 
 
 def _per_image(index: npt.NDArray[np.intp], images: int, values: Floats) -> Floats:
