@@ -59,7 +59,7 @@ class Draft:
         target: the final folder, `RUN/<stage>`.
         stage: the stage's name.
         overwrite: whether a finished folder may be replaced (only when the new one is whole).
-        keep: whether what an earlier, interrupted run left in the working folder stays (for `--resume`).
+        keep: whether what an earlier, interrupted run left in the working folder stays, and what this one leaves.
 
     Raises:
         UserError: the target exists and `overwrite` is false.
@@ -75,7 +75,7 @@ class Draft:
             raise UserError(f"{target} exists already; give --overwrite to replace it, or another --out")
         if target.exists() and not _is_stage(target, stage):
             raise UserError(f"{target} is not a '{stage}' artifact, so --overwrite does not replace it; give another --out")
-        self.target, self.stage = target, stage
+        self.target, self.stage, self._keep = target, stage, keep
         self.path = target.with_name(f"{target.name}.partial")
         if self.path.exists() and not keep:
             shutil.rmtree(self.path)
@@ -116,8 +116,9 @@ class Draft:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Nothing half-written is left behind: without a `publish`, the working folder goes."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Nothing half-written is left behind: without a `publish`, the working folder goes, unless there is something to keep."""
+        if not (self._keep and self.path.is_dir() and any(self.path.iterdir())):
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _is_stage(folder: Path, stage: str) -> bool:

@@ -292,22 +292,27 @@ class VqaConfig:
 class RolloutConfig:
     """Closed-loop episodes: `episodes` in all, dealt evenly over `tasks`, on seeds from `first_seed` on.
 
-    tasks: of Meta-World; without any the policy is scored on held-out demonstrations instead (`data.heldout`).
-
-    parallel: episodes whose policy calls share a batch.
+    tasks: Meta-World's, ours in its scene or LIBERO's (`libero_object/3`), or groups of them (`easy`, `touch`, `libero_object`);
+        without any the policy is scored on held-out demonstrations instead (`data.heldout`).
+    first_seed: of each task; for LIBERO the number of an initial state.
+    step_limit: default: the benchmark's own. image_size: of the pictures; default: what the policy was trained on.
+    parallel: episodes whose policy calls share a batch. processes: whether each runs in a process of its own.
     videos: how many episodes are kept as a video, the first of each task first.
     probe: how many episodes, the first of each task first, are also run with a wrong and with an empty instruction.
+    compat: `lerobot-eval` runs the episodes as that program does, for the same outcomes on the same seeds.
     """
 
     tasks: list[str] = field(default_factory=list)
     episodes: int = 60
     first_seed: int = 10_000
     n_action_steps: int = 8
-    step_limit: int = 150
-    image_size: int = 64
+    step_limit: int | None = None
+    image_size: int | None = None
     parallel: int = 10
+    processes: bool = False
     videos: int = 4
     probe: int = 0
+    compat: str | None = None
 
 
 @dataclass
@@ -381,6 +386,7 @@ CHOICES = {
     "method.aegis.project": ("gradient", "update"),
     "method.subspace.project": ("both", "gradient", "update"),
     "method.subspace.sides": ("both", "inputs"),
+    "rollout.compat": ("lerobot-eval",),
 }
 
 
@@ -530,11 +536,12 @@ def differences(base: dict[str, Any], config: dict[str, Any], prefix: str = "") 
 def _check_values(config: Config) -> None:
     for least, keys in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
         for key in keys:
-            if value_of(config, key) < least:
-                raise UserError(f"{key}={value_of(config, key)}: must be at least {least}")
+            value = value_of(config, key)
+            if value is not None and value < least:
+                raise UserError(f"{key}={value}: must be at least {least}")
     _check_ranges(config)
     for key, choices in CHOICES.items():
-        if value_of(config, key) not in choices:
+        if value_of(config, key) not in (*choices, None):
             raise UserError(f"{key}={value_of(config, key)}: must be one of {', '.join(choices)}")
     if not 0 < config.train.lr < float("inf"):
         raise UserError(f"train.lr={config.train.lr}: must be a finite number above 0")

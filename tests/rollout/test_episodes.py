@@ -1,5 +1,6 @@
 """Closed loop for real, with a policy whose action expert was never trained."""
 
+import functools
 import json
 
 import numpy as np
@@ -11,7 +12,12 @@ from vla_tune.artifacts import read_artifact
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.policies.smolvla import SmolVLAAdapter
-from vla_tune.rollout.episodes import Actor, Episode, Runner, call_noise, plan
+from vla_tune.rollout.actor import Actor
+from vla_tune.rollout.calls import call_noise
+from vla_tune.rollout.episodes import Episode, plan
+from vla_tune.rollout.metaworld import Metaworld
+from vla_tune.rollout.players import Player
+from vla_tune.rollout.runner import Runner
 from vla_tune.rollout.success import wilson
 from vla_tune.stages import eval_rollout
 
@@ -47,7 +53,9 @@ def config_of(policy_folder, *overrides):
 
 @pytest.fixture(scope="module")
 def actor(policy_folder):
-    return eval_rollout.open_actor(config_of(policy_folder), str(policy_folder))
+    opened, size = eval_rollout.open_actor(config_of(policy_folder), str(policy_folder), Metaworld())
+    assert size == 64
+    return opened
 
 
 class Recording:
@@ -63,10 +71,14 @@ class Recording:
         return actions
 
 
-def run(actor, parallel):
-    episodes, ended = plan(["reach-v3", "drawer-close-v3"], 5, 10_000, 0), []
+def player(task, step_limit=12, image_size=64):
+    return functools.partial(Player, Metaworld().maker(task, image_size=image_size, step_limit=step_limit), step_limit)
+
+
+def run(actor, parallel, *, apart=False):
+    episodes, ended = plan({"reach-v3": "Reach a goal position", "drawer-close-v3": "Push and close a drawer"}, 5, 10_000, 0), []
     recording = Recording(actor)
-    Runner(recording, parallel=parallel, step_limit=12, image_size=64).run(episodes, ended.append)
+    Runner(recording, player, parallel=parallel, apart=apart).run(episodes, ended.append)
     assert sorted(map(id, ended)) == sorted(map(id, episodes))
     return recording, [episode.row() for episode in episodes]
 
@@ -90,11 +102,17 @@ def test_the_same_seed_gives_the_same_result(actor):
     assert all(np.array_equal(first.actions[call], second.actions[call]) for call in first.actions)
 
 
+def test_worlds_in_processes_of_their_own_give_the_same(actor):
+    (here, rows), (there, other_rows) = run(actor, 2), run(actor, 2, apart=True)
+    assert rows == other_rows
+    assert all(np.array_equal(here.actions[call], there.actions[call]) for call in here.actions)
+
+
 def test_actions_are_those_of_lerobots_own_loop(actor):
     """One world, lerobot's `select_action` with the same noise: the same actions as ours."""
     from lerobot.envs import preprocess_observation
 
-    from vla_tune.rollout.worlds import FastMetaworldEnv
+    from vla_tune.rollout.metaworld import FastMetaworldEnv
 
     env = FastMetaworldEnv("reach-v3", obs_type="pixels_agent_pos", observation_width=64, observation_height=64)
     observation, _ = env.reset(seed=10_000)
@@ -123,11 +141,12 @@ def test_noise_follows_from_episode_and_call():
 
 
 def test_episodes_are_dealt_evenly_on_their_own_seeds():
-    episodes = plan(["a", "b", "c"], 7, 10_000, 2)
+    episodes = plan({"a": "do a", "b": "do b", "c": "do c"}, 7, 10_000, 2)
     assert [episode.task for episode in episodes] == ["a", "b", "c"] * 2 + ["a"]
     assert [episode.seed for episode in episodes if episode.task == "a"] == [10_000, 10_001, 10_002]
     assert [episode.recorded for episode in episodes] == [True, True] + [False] * 5
     assert len({(episode.task, episode.seed) for episode in episodes}) == 7
+    assert all(episode.instruction == f"do {episode.task}" for episode in episodes)
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (7, 10), (81, 263)])
@@ -140,22 +159,20 @@ def test_wilson_against_its_formula(successes, episodes):
 
 def test_the_expert_succeeds_in_our_loop():
     """The loop itself loses nothing: the scripted expert as the policy, one action a call."""
+    worlds = []
+
+    def make_player(task):
+        def make():
+            worlds.append(Metaworld().maker(task, image_size=16, step_limit=150)())
+            return worlds[-1]
+
+        return functools.partial(Player, make, 150)
 
     def expert(observations, instructions, calls):
-        actions = [env.expert_policy.get_action(env.raw_observation) for env in (one.env for one in runner.running)]
-        return np.float32(np.clip(actions, -1, 1))[:, None]
+        return np.float32(np.clip([worlds[0].expert_policy.get_action(worlds[0].raw_observation)], -1, 1))[:, None]
 
-    class Shown(Runner):
-        running: list = []  # noqa: RUF012
-
-        def _start(self, episode):
-            started = super()._start(episode)
-            self.running = [one for one in self.running if not one.done] + [started]
-            return started
-
-    episodes = plan(["drawer-close-v3"], 1, 10_000, 1)
-    runner = Shown(expert, parallel=1, step_limit=150, image_size=16)
-    runner.run(episodes, lambda episode: None)
+    episodes = plan({"drawer-close-v3": ""}, 1, 10_000, 1)
+    Runner(expert, make_player, parallel=1, apart=False).run(episodes, lambda episode: None)
     assert episodes[0].success
     assert 1 < episodes[0].steps < 150
     assert episodes[0].total_reward > 0
@@ -249,7 +266,7 @@ def test_a_policy_that_reads_other_pictures_is_refused(policy_folder, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("observation.image", "observation.images.wrist"))
     with pytest.raises(UserError, match=r"does not read 'observation.image'.*observation.images.wrist"):
-        eval_rollout.open_actor(config_of(policy_folder), str(tmp_path))
+        eval_rollout.open_policy(config_of(policy_folder), str(tmp_path), Metaworld())
 
 
 def test_tasks_that_share_an_instruction_are_told(policy_folder, capsys):
@@ -268,4 +285,4 @@ def test_an_interrupted_stage_leaves_nothing(policy_folder, tmp_path, monkeypatc
 
 
 def test_an_episode_starts_empty():
-    assert Episode("reach-v3", 1).row()["success"] is False
+    assert Episode("reach-v3", 1, "reach").row()["success"] is False

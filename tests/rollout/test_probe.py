@@ -5,38 +5,44 @@ import pytest
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.rollout.episodes import Episode, plan
+from vla_tune.rollout.metaworld import Metaworld
 from vla_tune.rollout.probe import plan_probe, probe_report, swap
 from vla_tune.rollout.success import wilson
 from vla_tune.rollout.touch import TOUCH_TASKS
-from vla_tune.rollout.worlds import instruction, scene
 from vla_tune.stages import eval_rollout
 
+SIMULATOR = Metaworld()
 TASKS = ["reach-v3", "drawer-open-v3", "drawer-close-v3"]
 
 
 def test_scenes_are_meta_worlds_models():
+    scene = SIMULATOR.scene
     assert scene("drawer-open-v3") == scene("drawer-close-v3") != scene("reach-v3")
     assert {scene(task) for task in TOUCH_TASKS} == {"touch"}
 
 
 def test_a_task_is_swapped_for_one_of_its_scene():
-    assert {swap("drawer-open-v3", seed, TASKS) for seed in range(4)} == {"drawer-close-v3"}
-    assert {swap("reach-v3", seed, TASKS) for seed in range(4)} == {"drawer-open-v3", "drawer-close-v3"}  # nothing shares its scene
-    others = [swap("touch-red", seed, ["touch-red"]) for seed in range(6)]
+    assert {swap("drawer-open-v3", seed, TASKS, SIMULATOR) for seed in range(4)} == {"drawer-close-v3"}
+    assert {swap("reach-v3", seed, TASKS, SIMULATOR) for seed in range(4)} == {
+        "drawer-open-v3",
+        "drawer-close-v3",
+    }  # nothing shares its scene
+    others = [swap("touch-red", seed, ["touch-red"], SIMULATOR) for seed in range(6)]
     assert sorted(others[:3]) == ["touch-blue", "touch-green", "touch-yellow"]  # seeds take turns
     assert others[:3] == others[3:]
-    assert swap("push-v3", 0, ["push-back-v3", "push-v3", "reach-v3"]) == "reach-v3"  # push-back-v3 is told the same
+    assert swap("push-v3", 0, ["push-back-v3", "push-v3", "reach-v3"], SIMULATOR) == "reach-v3"  # push-back-v3 is told the same
     with pytest.raises(UserError, match="add one to"):
-        swap("reach-v3", 0, ["reach-v3"])
+        swap("reach-v3", 0, ["reach-v3"], SIMULATOR)
 
 
 def test_the_same_initial_states_are_told_otherwise():
-    right = plan(["drawer-open-v3", "touch-red"], 3, 10_000, 0)
-    probe = plan_probe(right, ["drawer-open-v3", "touch-red"])
+    tasks = ["drawer-open-v3", "touch-red"]
+    right = plan({task: SIMULATOR.instruction(task) for task in tasks}, 3, 10_000, 0)
+    probe = plan_probe(right, tasks, SIMULATOR)
     states = [(episode.task, episode.seed) for episode in right]
     assert [(episode.task, episode.seed) for episode in probe] == states * 2
     assert [episode.given for episode in probe] == ["swapped"] * 3 + ["empty"] * 3
-    assert all(episode.instruction not in ("", instruction(episode.task)) for episode in probe[:3])
+    assert all(episode.instruction not in ("", SIMULATOR.instruction(episode.task)) for episode in probe[:3])
     assert {episode.instruction for episode in probe[3:]} == {""}
     assert not any(episode.recorded for episode in probe)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from vla_tune.rollout.metaworld import FastMetaworldEnv
 from vla_tune.rollout.touch import COLOURS, MIN_DISTANCE, REGION, TOUCH_TASKS, TOUCHED
-from vla_tune.rollout.worlds import FastMetaworldEnv
 
 SEEDS = range(10_000, 10_012)
 

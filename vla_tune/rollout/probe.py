@@ -12,22 +12,26 @@ from vla_tune.rollout.calls import GIVEN
 from vla_tune.rollout.episodes import Episode
 from vla_tune.rollout.success import wilson
 from vla_tune.rollout.touch import TOUCH_TASKS
-from vla_tune.rollout.worlds import instruction, scene
+from vla_tune.rollout.worlds import Simulator
 
 
-def plan_probe(episodes: list[Episode], tasks: list[str]) -> list[Episode]:
+def plan_probe(episodes: list[Episode], tasks: list[str], simulator: Simulator) -> list[Episode]:
     """Every one of these episodes again with the instruction of another of the `tasks`, then with an empty one."""
-    swapped = [Episode(one.task, one.seed, given="swapped", instruction=instruction(swap(one.task, one.seed, tasks))) for one in episodes]
-    return swapped + [Episode(one.task, one.seed, given="empty", instruction="") for one in episodes]
+    swapped = [
+        Episode(one.task, one.seed, simulator.instruction(swap(one.task, one.seed, tasks, simulator)), given="swapped") for one in episodes
+    ]
+    return swapped + [Episode(one.task, one.seed, "", given="empty") for one in episodes]
 
 
-def swap(task: str, seed: int, tasks: list[str]) -> str:
+def swap(task: str, seed: int, tasks: list[str], simulator: Simulator) -> str:
     """The task whose instruction a swapped episode gets: one that the same scene could be used for, if there is one.
 
     Seeds take turns through what there is, so that no task is always swapped for the same one. A touch task is swapped
     for any other colour; without a task of the same scene among `tasks`, any other of them is taken.
     """
-    others = [other for other in dict.fromkeys([*tasks, *TOUCH_TASKS]) if instruction(other) != instruction(task)]
+    told, scene = simulator.instruction, simulator.scene
+    all_colours = list(TOUCH_TASKS) if task in TOUCH_TASKS else []
+    others = [other for other in dict.fromkeys([*tasks, *all_colours]) if told(other) != told(task)]
     same = [other for other in others if scene(other) == scene(task)] or [other for other in others if other in tasks]
     if not same:
         raise UserError(f"rollout.probe: there is no other task than '{task}' whose instruction could be given; add one to rollout.tasks")

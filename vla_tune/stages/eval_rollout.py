@@ -2,178 +2,286 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts import Artifact, Draft, write_json
+from vla_tune.artifacts import Artifact, Draft, files_table, table_digest, write_json
 from vla_tune.console import progress, table, warn
-from vla_tune.data.recording import FIRST_SEED
 from vla_tune.errors import UserError
 from vla_tune.stages import eval_offline
 from vla_tune.stages.subject import subject
 
 if TYPE_CHECKING:
+    from lerobot.policies.pretrained import PreTrainedPolicy
+    from lerobot.processor import PolicyProcessorPipeline
+
     from vla_tune.config import Config, RolloutConfig
-    from vla_tune.rollout.episodes import Actor, Episode
+    from vla_tune.rollout.actor import Actor
+    from vla_tune.rollout.episodes import Episode
+    from vla_tune.rollout.worlds import Simulator
 
 
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """Score `train.path`, or `RUN/train`, on `rollout.episodes` episodes that no demonstration used.
 
-    Without `rollout.tasks` there is no world to act in, and the policy is scored on the demonstrations that training left out.
+    Interrupted, it keeps the episodes that are done, and the same command goes on from them. Without `rollout.tasks` there is
+    no world to act in, and the policy is scored on the demonstrations that training left out.
 
     Raises:
         UserError: no such policy or task, a policy that does not fit the world, no GL backend.
 
     """
-    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite) as draft:
+    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=bool(config.rollout.tasks)) as draft:
         policy, artifact = subject(config, run)
         if not config.rollout.tasks:
             return eval_offline.evaluate(config, policy, artifact, draft)
-        check_rollout(config.rollout)
-        actor = open_actor(config, policy)
+        evaluation = Evaluation(config, policy)
+        inputs = [artifact.as_input() if artifact else _as_input(policy)]
         began = time.monotonic()
-        episodes, probed = run_episodes(actor, config.rollout)
+        ran = evaluation.run(draft.path, inputs)
         seconds = time.monotonic() - began
-        report = make_report(config.rollout, episodes, probed)
-        _write(draft.path, episodes, probed, report)
+        report = evaluation.report()
+        _write(draft.path, evaluation, report)
         show(report)
         success = report["success"]
         metrics = {
             "success": success["value"],
             "low": success["low"],
             "high": success["high"],
-            "episodes": len(episodes),
+            "episodes": len(evaluation.episodes),
             "mean_steps": report["mean_steps"],
-            "episodes_per_minute": 60 * (len(episodes) + 2 * config.rollout.probe) / seconds,
+            "episodes_per_minute": 60 * ran / seconds,
         }
-        return draft.publish(
-            config=config.to_dict(), inputs=[artifact.as_input()] if artifact else [], metrics=metrics, device=config.device
-        )
+        return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
 
-def check_rollout(config: RolloutConfig) -> None:
-    """Tell what is wrong with the plan before a policy is loaded."""
+def _as_input(policy: str) -> dict[str, str]:
+    """How an artifact names a policy that no train artifact holds."""
+    folder = Path(policy)
+    digest = {"digest": table_digest(files_table(folder))} if folder.is_dir() else {}
+    return {"stage": "policy", "path": policy, **digest}
+
+
+class Evaluation:
+    """Planned episodes of one policy.
+
+    Raises:
+        UserError: no such task, or a plan that the simulator does not allow.
+
+    """
+
+    def __init__(self, config: Config, policy: str) -> None:
+        from vla_tune.rollout.episodes import plan
+        from vla_tune.rollout.probe import plan_probe
+
+        self._config, self._policy = config, policy
+        settings = config.rollout
+        self.simulator, tasks = check_rollout(settings)
+        instructions = {task: self.simulator.instruction(task) for task in tasks}
+        self.episodes = plan(instructions, settings.episodes, settings.first_seed, settings.videos if not settings.compat else 0)
+        self.probed = self.episodes[: settings.probe]
+        self.probed += plan_probe(self.probed, tasks, self.simulator)
+        self.limits = {task: settings.step_limit or self.simulator.step_limit(task) for task in tasks}
+
+    def run(self, folder: Path, inputs: list[dict[str, str]]) -> int:
+        """Run what is not done yet, and keep each episode in `folder` as it ends; how many were run."""
+        from vla_tune.rollout.ledger import Ledger
+
+        settings = self._config.rollout
+        free = ("parallel", "processes") if not settings.compat else ()
+        shaping = {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
+        versions = {**self._versions(), "vla-tune": version("vla-tune")}
+        ledger = Ledger(folder, {"inputs": inputs, "rollout": shaping, "versions": versions, "device": self._config.device})
+        everything = self.episodes + self.probed[settings.probe :]
+        left = everything if settings.compat else ledger.restore(everything)
+        ended = [episode for episode in self.episodes if episode.steps]
+        try:
+            with progress("closed-loop episodes", len(everything), "episodes") as counter:
+                counter.skip(len(everything) - len(left))
+
+                def keep(episode: Episode) -> None:
+                    if episode.given == "right":
+                        ended.append(episode)
+                    if not settings.compat:
+                        ledger.add(episode)
+                    counter.advance(note=f"success {sum(one.success for one in ended)}/{len(ended)}")
+
+                self._run(left, keep)
+        except KeyboardInterrupt:
+            if ended and not settings.compat:
+                warn(f"{len(ended)} episodes are done and kept in {folder}; the same command goes on from them")
+            raise
+        finally:
+            self.simulator.close()
+        ledger.close()
+        return len(left)
+
+    def _run(self, episodes: list[Episode], on_done: Any) -> None:
+        from vla_tune.rollout.players import Player
+        from vla_tune.rollout.runner import Runner
+
+        settings, simulator = self._config.rollout, self.simulator
+        if settings.compat:
+            self._run_as_lerobot(episodes, on_done)
+            return
+        if not episodes:
+            return
+        actor, size = open_actor(self._config, self._policy, simulator)
+
+        def make_player(task: str) -> functools.partial[Player]:
+            limit = self.limits[task]
+            return functools.partial(Player, simulator.maker(task, image_size=size, step_limit=limit), limit)
+
+        Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run(episodes, on_done)
+
+    def _run_as_lerobot(self, episodes: list[Episode], on_done: Any) -> None:
+        from vla_tune.policies.loading import policy_config
+        from vla_tune.rollout.compat import run_as_lerobot_eval
+
+        settings = self._config.rollout
+        pictures = policy_config(self._policy).image_features.values()
+        size = settings.image_size or next((int(feature.shape[-1]) for feature in pictures), 0)
+        env_config = self.simulator.env_config(settings.tasks, image_size=size, step_limit=settings.step_limit)
+        load = functools.partial(open_policy, self._config, self._policy, self.simulator)
+        run_as_lerobot_eval(episodes, settings, env_config, load, on_done)
+
+    def _versions(self) -> dict[str, str]:
+        return {name: version(name) for name in self.simulator.packages}
+
+    def report(self) -> dict[str, Any]:
+        """Success overall, by task and by group with 95 % intervals, the language probe, and what the figures depend on."""
+        from vla_tune.rollout.probe import probe_report
+        from vla_tune.rollout.success import mean_rate
+
+        settings, simulator = self._config.rollout, self.simulator
+        by_task: dict[str, dict[str, Any]] = {}
+        groups: dict[str, list[Episode]] = {}
+        for task in dict.fromkeys(episode.task for episode in self.episodes):
+            own = [episode for episode in self.episodes if episode.task == task]
+            by_task[task] = {**rate(own), "instruction": own[0].instruction, "step_limit": self.limits[task]}
+            groups.setdefault(simulator.group(task) or "other", []).extend(own)
+        by_group = {name: rate(own) for name, own in groups.items()}
+        limits = set(self.limits.values())
+        return {
+            "success": {key: value for key, value in rate(self.episodes).items() if key != "episodes"},
+            "by_task": by_task,
+            "by_group": by_group,
+            "mean_of_groups": mean_rate(list(by_group.values())) if len(by_group) > 1 else None,
+            "language_probe": probe_report(self.probed) if self.probed else None,
+            "episodes": len(self.episodes),
+            "mean_steps": sum(episode.steps for episode in self.episodes) / len(self.episodes),
+            "n_action_steps": settings.n_action_steps,
+            "step_limit": limits.pop() if len(limits) == 1 else None,
+            "first_seed": settings.first_seed,
+            "image_size": settings.image_size,
+            "compat": settings.compat,
+            "versions": self._versions(),
+        }
+
+
+def rate(episodes: list[Episode]) -> dict[str, Any]:
+    """The share that succeeded with its Wilson 95 % interval, and of how many."""
+    from vla_tune.rollout.success import wilson
+
+    return {**wilson(sum(episode.success for episode in episodes), len(episodes)), "episodes": len(episodes)}
+
+
+def check_rollout(config: RolloutConfig) -> tuple[Simulator, list[str]]:
+    """The simulator and the tasks that are asked for; tells what is wrong with the plan before a policy is loaded."""
     from vla_tune.rollout.probe import swap
-    from vla_tune.rollout.worlds import MAX_STEPS, check_task, instruction
+    from vla_tune.rollout.worlds import simulator_of, tasks_of
 
-    for task in config.tasks:
-        check_task(task)
-        if config.tasks.count(task) > 1:
-            raise UserError(f"rollout.tasks: '{task}' is there twice")
-    if config.step_limit > MAX_STEPS:
-        raise UserError(f"rollout.step_limit={config.step_limit}: Meta-World ends every episode after {MAX_STEPS} steps")
+    simulator = simulator_of(config.tasks)
+    tasks = tasks_of(simulator, config.tasks)
+    for task in tasks if config.step_limit else []:
+        most = simulator.step_limit(task)
+        if config.step_limit and config.step_limit > most:
+            raise UserError(f"rollout.step_limit={config.step_limit}: {simulator.title} ends every episode of {task} after {most} steps")
     if config.probe > config.episodes:
         raise UserError(f"rollout.probe={config.probe}: there are only rollout.episodes={config.episodes} to run again")
-    for task in config.tasks if config.probe else []:
-        swap(task, 0, config.tasks)
-    last = config.first_seed + -(-config.episodes // len(config.tasks)) - 1
-    if last >= FIRST_SEED:
-        raise UserError(f"rollout.first_seed={config.first_seed}: seeds up to {last}; those from {FIRST_SEED} on are demonstrations'")
+    for task in tasks if config.probe else []:
+        swap(task, 0, tasks, simulator)
+    simulator.check_seeds(config.first_seed, config.first_seed + -(-config.episodes // len(tasks)) - 1)
+    if config.compat and config.probe:
+        raise UserError(f"rollout.probe={config.probe}: lerobot-eval has no language probe; leave out rollout.compat")
     told: dict[str, str] = {}
-    for task in config.tasks:
-        other = told.setdefault(instruction(task), task)
+    for task in tasks:
+        other = told.setdefault(simulator.instruction(task), task)
         if other != task:
-            warn(f"rollout.tasks: {other} and {task} share one instruction: '{instruction(task)}'")
+            warn(f"rollout.tasks: {other} and {task} share one instruction: '{simulator.instruction(task)}'")
+    return simulator, tasks
 
 
-def open_actor(config: Config, path: str) -> Actor:
+def open_actor(config: Config, path: str, simulator: Simulator) -> tuple[Actor, int]:
+    """The policy behind lerobot's processors for this environment and its own, and the edge of the pictures to show it."""
+    from vla_tune.rollout.actor import Actor
+
+    policy, processors = open_policy(config, path, simulator)
+    size = trained_size(policy, processors[0], simulator)
+    if config.rollout.image_size not in (None, size):
+        warn(f"rollout.image_size={config.rollout.image_size}: the policy was trained on pictures of {size}x{size}")
+    size = config.rollout.image_size or size
+    env_config = simulator.env_config(config.rollout.tasks[:1], image_size=size, step_limit=None)
+    return Actor(policy, processors, env_config.get_env_processors()[0]), size
+
+
+def open_policy(
+    config: Config, path: str, simulator: Simulator
+) -> tuple[PreTrainedPolicy, tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]]:
     """The policy and its processors, by lerobot's loaders, once it is sure that it reads what the world shows."""
     from vla_tune.policies.loading import load_policy, load_processors, renamed
-    from vla_tune.rollout.episodes import Actor
 
     policy = load_policy(path, n_action_steps=config.rollout.n_action_steps, device=config.device)
     processors = load_processors(policy, path)
-    names = renamed(processors[0])
+    names, known = renamed(processors[0]), policy.config.image_features
+    shown = {names.get(camera, camera) for camera in simulator.cameras} & set(known)
+    if not shown:
+        raise UserError(
+            f"the policy '{path}' does not read '{simulator.cameras[0]}', the picture that {simulator.title} shows; "
+            f"it reads: {', '.join(known) or 'none'}"
+        )
+    if unseen := set(known) - shown:
+        warn(f"the policy '{path}' also reads {', '.join(sorted(unseen))}, which {simulator.title} does not show")
     features = {**policy.config.input_features, **policy.config.output_features}
-    picture = names.get("observation.image", "observation.image")
-    if picture not in policy.config.image_features:
-        known = ", ".join(policy.config.image_features) or "none"
-        raise UserError(f"the policy '{path}' does not read 'observation.image', the picture that Meta-World shows; it reads: {known}")
-    for key in ("observation.state", "action"):
+    for key, width in (("observation.state", simulator.state), ("action", simulator.action)):
         own = names.get(key, key)
         shape = tuple(features[own].shape) if own in features else None
-        if shape != (4,):
-            raise UserError(f"the policy '{path}' has '{key}' of shape {shape}; Meta-World's has shape (4,)")
-    size = config.rollout.image_size
-    trained = tuple(features[picture].shape)[1:]
-    if trained != (size, size):
-        warn(f"rollout.image_size={size}: the policy was trained on pictures of {trained[0]}x{trained[1]}")
-    policy.eval()
-    return Actor(policy, processors)
+        if shape != (width,):
+            raise UserError(f"the policy '{path}' has '{key}' of shape {shape}; {simulator.title}'s has shape ({width},)")
+    return policy.eval(), processors
 
 
-def run_episodes(actor: Actor, config: RolloutConfig) -> tuple[list[Episode], list[Episode]]:
-    """All planned episodes, in the plan's order, and those of the language probe: its first ones, then the same told otherwise."""
-    from vla_tune.rollout.episodes import Runner, plan
-    from vla_tune.rollout.probe import plan_probe
-    from vla_tune.rollout.worlds import close_renderers
+def trained_size(policy: PreTrainedPolicy, processor: PolicyProcessorPipeline, simulator: Simulator) -> int:
+    """The edge of the pictures that the policy was trained on."""
+    from vla_tune.policies.loading import renamed
 
-    episodes = plan(config.tasks, config.episodes, config.first_seed, config.videos)
-    right = episodes[: config.probe]
-    told_otherwise = plan_probe(right, config.tasks)
-    runner = Runner(actor, parallel=config.parallel, step_limit=config.step_limit, image_size=config.image_size)
-    done: list[Episode] = []
-    try:
-        with progress("closed-loop episodes", len(episodes) + len(told_otherwise), "episodes") as counter:
-
-            def count(episode: Episode) -> None:
-                if episode.given == "right":
-                    done.append(episode)
-                counter.advance(note=f"success {sum(one.success for one in done)}/{len(done)}")
-
-            runner.run([*episodes, *told_otherwise], count)
-    finally:
-        close_renderers()
-    return episodes, right + told_otherwise
+    names, known = renamed(processor), policy.config.image_features
+    return next(int(known[names.get(camera, camera)].shape[-1]) for camera in simulator.cameras if names.get(camera, camera) in known)
 
 
-def make_report(config: RolloutConfig, episodes: list[Episode], probed: list[Episode]) -> dict[str, Any]:
-    """Success overall and by task with Wilson 95 % intervals, the language probe, and what the figures depend on."""
-    from vla_tune.rollout.probe import probe_report
-    from vla_tune.rollout.success import wilson
-
-    by_task = {}
-    for task in dict.fromkeys(episode.task for episode in episodes):
-        own = [episode for episode in episodes if episode.task == task]
-        by_task[task] = {**wilson(sum(one.success for one in own), len(own)), "episodes": len(own), "instruction": own[0].instruction}
-    return {
-        "success": wilson(sum(episode.success for episode in episodes), len(episodes)),
-        "by_task": by_task,
-        "language_probe": probe_report(probed) if probed else None,
-        "episodes": len(episodes),
-        "mean_steps": sum(episode.steps for episode in episodes) / len(episodes),
-        "n_action_steps": config.n_action_steps,
-        "step_limit": config.step_limit,
-        "first_seed": config.first_seed,
-        "image_size": config.image_size,
-        "versions": {name: version(name) for name in ("lerobot", "metaworld", "mujoco", "torch")},
-    }
-
-
-def _write(folder: Path, episodes: list[Episode], probed: list[Episode], report: dict[str, Any]) -> None:
+def _write(folder: Path, evaluation: Evaluation, report: dict[str, Any]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    from vla_tune.rollout.videos import write_video
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([episode.row() for episode in episodes]), folder / "episodes.parquet")
-    if probed:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([episode.probe_row() for episode in probed]), folder / "probe.parquet")
+    rows = [episode.row() for episode in evaluation.episodes]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "episodes.parquet")
+    if evaluation.probed:
+        rows = [episode.probe_row() for episode in evaluation.probed]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "probe.parquet")
     write_json(folder / "report.json", report)
-    (folder / "videos").mkdir()
-    for episode in episodes:
-        if episode.recorded:
-            outcome = "success" if episode.success else "failure"
-            write_video(folder / "videos" / f"{episode.task}-seed{episode.seed}-{outcome}.mp4", episode.frames)
+    (folder / "videos").mkdir(exist_ok=True)
 
 
 def show(report: dict[str, Any]) -> None:
-    """The table on the console."""
+    """The tables on the console."""
     header = ["episodes", "success", "95 % from", "to"]
     rows = {**report["by_task"], "all": {**report["success"], "episodes": report["episodes"]}}
+    if mean := report["mean_of_groups"]:
+        rows |= {**report["by_group"], "mean of groups": {**mean, "episodes": report["episodes"]}}
     table("closed-loop success", ["task", *header], _cells(rows))
     if probe := report["language_probe"]:
         rows = {name: row for name, row in probe.items() if row}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from vla_tune.errors import UserError
-from vla_tune.rollout import worlds
-from vla_tune.rollout.worlds import FastMetaworldConfig, FastMetaworldEnv
+from vla_tune.rollout import metaworld
+from vla_tune.rollout.metaworld import FastMetaworldConfig, FastMetaworldEnv
 
 
 def world(task="door-open-v3", size=64, **settings):
@@ -161,7 +161,7 @@ def test_an_import_that_fails_is_one_message(monkeypatch, failure, message):
 
     monkeypatch.delitem(sys.modules, "metaworld")
     monkeypatch.setattr(sys, "meta_path", [Fails, *sys.meta_path])
-    spec = importlib.util.spec_from_file_location("worlds_again", worlds.__file__)
+    spec = importlib.util.spec_from_file_location("metaworld_again", metaworld.__file__)
     with pytest.raises(UserError, match=message):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
@@ -169,8 +169,8 @@ def test_an_import_that_fails_is_one_message(monkeypatch, failure, message):
 def test_renderers_can_be_closed_and_made_again():
     env = world()
     picture = env.reset(seed=1)[0]["pixels"]
-    contexts = [renderer._gl for renderer in worlds._local.renderers.values()]
-    worlds.close_renderers()
+    contexts = [renderer._gl for renderer in metaworld._local.renderers.values()]
+    metaworld.close_renderers()
     assert contexts
     assert all(context._context is None for context in contexts)  # else EGL complains when the interpreter ends
     assert np.array_equal(env.observe()["pixels"], picture)

@@ -1,0 +1,58 @@
+"""A policy as the worlds see it: observations in, actions out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_tune.rollout.calls import call_noise
+from vla_tune.rollout.worlds import Observation
+
+if TYPE_CHECKING:
+    from lerobot.policies.pretrained import PreTrainedPolicy
+    from lerobot.processor import PolicyProcessorPipeline
+
+
+class Actor:
+    """A policy with lerobot's processors around it, for several worlds at once.
+
+    The noise of a call is drawn from the episode's seed and the call's number in it, so that an episode does not depend on
+    which others share its batch.
+
+    Args:
+        processors: the policy's own, before and after it.
+        world_processor: lerobot's for the environment, which comes before them.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedPolicy,
+        processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline],
+        world_processor: PolicyProcessorPipeline,
+    ) -> None:
+        self._policy, (self._before, self._after), self._world = policy, processors, world_processor
+
+    def __call__(self, observations: list[Observation], instructions: list[str], calls: list[tuple[str, int, int]]) -> NDArray[np.float32]:
+        """The actions to take, `[worlds, n_action_steps, action]`; `calls` are (task, episode seed, number of the call)."""
+        from lerobot.envs import preprocess_observation
+
+        config = self._policy.config
+        seen: dict[str, Any] = preprocess_observation(_stacked(observations))
+        batch = self._before(self._world({**seen, "task": instructions}))
+        noise = torch.stack([call_noise(*call, (config.chunk_size, config.max_action_dim)) for call in calls])
+        with torch.inference_mode():
+            chunk = self._policy.predict_action_chunk(batch, noise=noise.to(config.device))
+            actions: Tensor = self._after(chunk[:, : config.n_action_steps])
+        return actions.cpu().numpy()
+
+
+def _stacked(observations: list[Observation]) -> Observation:
+    first = observations[0]
+    return {
+        key: _stacked([one[key] for one in observations]) if isinstance(first[key], dict) else np.stack([one[key] for one in observations])
+        for key in first
+    }

@@ -1,0 +1,156 @@
+"""LIBERO's suites through lerobot's environment, under the published protocol.
+
+A task is written SUITE/NUMBER, such as `libero_object/3`; a suite stands for its ten tasks. An episode's seed is the
+number of one of the task's 50 fixed initial states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla_tune.errors import UserError, nearest
+from vla_tune.resources import cache_folder
+from vla_tune.rollout.worlds import Simulator, World
+
+if TYPE_CHECKING:
+    from lerobot.envs.configs import LiberoEnv as LiberoConfig
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+TASKS = 10
+"""Of each suite."""
+INITIAL_STATES = 50
+"""Of each task."""
+
+
+class Libero(Simulator):
+    """The four suites on which VLAs are compared."""
+
+    title = "LIBERO"
+    packages = ("lerobot", "hf-libero", "robosuite", "mujoco", "torch")
+    cameras = ("observation.images.image", "observation.images.image2")
+    state, action = 8, 7
+
+    def tasks(self, name: str) -> list[str]:
+        suite, slash, number = name.partition("/")
+        if suite not in SUITES:
+            raise UserError(f"LIBERO has no suite '{suite}'; {nearest(suite, list(SUITES))}")
+        if slash and number not in map(str, range(TASKS)):
+            raise UserError(f"LIBERO has no task '{name}'; those of {suite} are {suite}/0 to {suite}/{TASKS - 1}")
+        return [name] if slash else [f"{suite}/{number}" for number in range(TASKS)]
+
+    def group(self, task: str) -> str:
+        return task.partition("/")[0]
+
+    def instruction(self, task: str) -> str:
+        suite, number = split(task)
+        return str(load_suite(suite).get_task(number).language)
+
+    def scene(self, task: str) -> str:
+        return self.group(task)
+
+    def step_limit(self, task: str) -> int:
+        prepare()
+        from lerobot.envs.libero import TASK_SUITE_MAX_STEPS
+
+        return int(TASK_SUITE_MAX_STEPS[self.group(task)])
+
+    def maker(self, task: str, *, image_size: int, step_limit: int) -> Callable[[], World]:
+        return functools.partial(_make_world, *split(task), image_size, step_limit)
+
+    def env_config(self, names: list[str], *, image_size: int, step_limit: int | None) -> LiberoConfig:
+        from lerobot.envs.configs import LiberoEnv
+
+        chosen: dict[str, list[int]] = {}
+        for suite, number in (split(task) for name in names for task in self.tasks(name)):
+            chosen.setdefault(suite, []).append(number)
+        numbers = sorted(next(iter(chosen.values())))
+        if any(sorted(other) != numbers for other in chosen.values()):
+            raise UserError("rollout.tasks: lerobot-eval takes the same task numbers of every suite")
+        size = {"observation_height": image_size, "observation_width": image_size}
+        return LiberoEnv(task=",".join(chosen), task_ids=numbers, episode_length=step_limit, **size)
+
+    def check_seeds(self, first: int, last: int) -> None:
+        if last >= INITIAL_STATES:
+            raise UserError(
+                f"rollout.first_seed={first}: seeds up to {last}, but a seed is the number of an initial state, and LIBERO's tasks have "
+                f"{INITIAL_STATES}; lower rollout.first_seed or rollout.episodes"
+            )
+
+
+def split(task: str) -> tuple[str, int]:
+    """Suite and number of a task's name."""
+    suite, _, number = task.partition("/")
+    return suite, int(number)
+
+
+def _make_world(suite: str, number: int, image_size: int, step_limit: int) -> World:
+    prepare()
+    from vla_tune.rollout.libero.world import LiberoWorld
+
+    return LiberoWorld(load_suite(suite), suite, number, image_size=image_size, step_limit=step_limit)
+
+
+@functools.cache
+def load_suite(name: str) -> Any:
+    """LIBERO's own object of a suite."""
+    prepare()
+    from libero.libero import benchmark
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the tasks' order
+        return benchmark.get_benchmark(name)()
+
+
+@functools.cache
+def prepare() -> None:
+    """Import LIBERO without its questions, and tell what it lacks.
+
+    Its first import asks on the terminal where to keep its files, unless there is a `config.yaml` in `$LIBERO_CONFIG_PATH`
+    or `~/.libero`; where there is none, one with the package's own folders is put under our cache. It passes over the
+    `assets` that such a file names; here they count.
+
+    Raises:
+        UserError: LIBERO is not installed, or its assets are neither here nor to be had from the Hub.
+
+    """
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    _configure()
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    import libero.libero as package
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        named = Path(package.get_libero_path("assets"))
+        if named.is_dir():
+            package._assets_path_cache = str(named)  # noqa: SLF001 - there is no other way to say it
+        found = Path(package.get_assets_path())
+    if not (found / "scenes").is_dir():
+        raise UserError(
+            f"LIBERO's assets are not in {found} and the Hub was not reached; put them there, or name their folder as `assets` in "
+            f"{_config_folder() / 'config.yaml'}"
+        )
+
+
+def _config_folder() -> Path:
+    return Path(os.environ.get("LIBERO_CONFIG_PATH") or Path.home() / ".libero")
+
+
+def _configure() -> None:
+    spec = importlib.util.find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("LIBERO is not installed (no module 'libero'); pip install 'vla-tune[libero]' (Linux only)")
+    if (_config_folder() / "config.yaml").is_file():
+        return
+    root = Path(spec.submodule_search_locations[0]) / "libero"
+    folder = cache_folder() / "libero"
+    folder.mkdir(parents=True, exist_ok=True)
+    folders = {"bddl_files": "bddl_files", "init_states": "init_files", "datasets": "../datasets", "assets": "assets"}
+    lines = [f"benchmark_root: {root}", *(f"{key}: {root / name}" for key, name in folders.items())]
+    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
+    os.environ["LIBERO_CONFIG_PATH"] = str(folder)
