@@ -29,7 +29,7 @@ lint: setup
 	.venv/bin/mypy
 
 requirements: # keeps the versions of requirements.txt that still fit
-	.venv/bin/uv pip compile pyproject.toml --quiet --extra metaworld --group dev --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+	.venv/bin/uv pip compile pyproject.toml --quiet --extra metaworld --extra libero --group dev --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file requirements.txt
 
 clean:

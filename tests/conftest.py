@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp()  # read when huggingface_hub is imported
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ["LIBERO_CONFIG_PATH"] = tempfile.mkdtemp()  # read by processes that are forked from one that starts early
+atexit.register(shutil.rmtree, os.environ["LIBERO_CONFIG_PATH"], ignore_errors=True)
 
 settings.register_profile("vla-tune", deadline=None, derandomize=True)  # two busy cores: time says nothing
 settings.load_profile("vla-tune")
@@ -42,6 +46,22 @@ def third_party_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no third-party test data in {folder} (VLA_TUNE_TEST_DATA names another folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def libero_assets(third_party_data, tmp_path_factory):
+    """LIBERO with the slim assets among the third-party data."""
+    package = importlib.util.find_spec("libero")
+    if package is None or not (archive := third_party_data / "libero_slim.tar.xz").is_file():
+        pytest.skip("LIBERO is not installed, or its assets are not among the third-party test data")
+    assets = tmp_path_factory.mktemp("libero")
+    with tarfile.open(archive) as packed:
+        packed.extractall(assets, filter="data")
+    root = f"{package.submodule_search_locations[0]}/libero"
+    folders = {"benchmark_root": root, "bddl_files": f"{root}/bddl_files", "init_states": f"{root}/init_files", "datasets": root}
+    lines = [f"{key}: {folder}" for key, folder in {**folders, "assets": assets}.items()]
+    (Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml").write_text("\n".join(lines))
+    return assets
 
 
 @pytest.fixture(scope="session")
