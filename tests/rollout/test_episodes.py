@@ -11,49 +11,19 @@ import torch
 from vla_tune.artifacts import read_artifact
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
-from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.rollout.actor import Actor
 from vla_tune.rollout.calls import call_noise
 from vla_tune.rollout.episodes import Episode, plan
 from vla_tune.rollout.metaworld import Metaworld
 from vla_tune.rollout.players import Player
 from vla_tune.rollout.runner import Runner
-from vla_tune.rollout.success import wilson
+from vla_tune.rollout.success import mean_rate, wilson
 from vla_tune.stages import eval_rollout
 
-TASKS = "rollout.tasks=[reach-v3,drawer-close-v3]"
-
 
 @pytest.fixture(scope="module")
-def policy_folder(tmp_path_factory):
-    """A stock lerobot policy folder on the embedded VLM."""
-    from lerobot.configs import FeatureType, PolicyFeature
-
-    from vla_tune.policies.loading import load_processors, new_policy, save_policy
-    from vla_tune.resources import demo_vlm
-
-    inputs = {
-        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
-        "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
-    }
-    torch.manual_seed(0)
-    policy = new_policy(
-        SmolVLAAdapter, str(demo_vlm()), load_config("demo").policy.settings, (inputs, {"action": PolicyFeature(FeatureType.ACTION, (4,))})
-    )
-    unit = {"mean": torch.zeros(4), "std": torch.ones(4)}
-    folder = tmp_path_factory.mktemp("policy")
-    save_policy(policy, load_processors(policy, stats={"observation.state": unit, "action": unit}), folder, str(demo_vlm()))
-    return folder
-
-
-def config_of(policy_folder, *overrides):
-    small = ["rollout.episodes=5", "rollout.step_limit=12", "rollout.n_action_steps=4", "rollout.videos=1", "rollout.parallel=4"]
-    return load_config("demo", [f"train.path={policy_folder}", TASKS, *small, *overrides])
-
-
-@pytest.fixture(scope="module")
-def actor(policy_folder):
-    opened, size = eval_rollout.open_actor(config_of(policy_folder), str(policy_folder), Metaworld())
+def actor(policy_folder, config_of):
+    opened, size = eval_rollout.open_actor(config_of(), str(policy_folder), Metaworld())
     assert size == 64
     return opened
 
@@ -179,8 +149,8 @@ def test_the_expert_succeeds_in_our_loop():
     assert len(episodes[0].frames) == (episodes[0].steps + 1) // 2 + 1
 
 
-def test_the_stage_writes_its_artifact(policy_folder, tmp_path, capsys):
-    config = config_of(policy_folder)
+def test_the_stage_writes_its_artifact(config_of, tmp_path, capsys):
+    config = config_of()
     artifact = eval_rollout.run(config, tmp_path)
     assert read_artifact(tmp_path / "eval-rollout", "eval-rollout", "").digest == artifact.digest
     rows = pq.read_table(artifact.path / "episodes.parquet").to_pylist()
@@ -202,7 +172,37 @@ def test_the_stage_writes_its_artifact(policy_folder, tmp_path, capsys):
         eval_rollout.run(config, tmp_path)
 
 
-def test_the_language_probe_runs_the_same_episodes_under_other_instructions(policy_folder, tmp_path, capsys, monkeypatch):
+def test_groups_are_reported_with_their_mean(config_of, tmp_path, capsys):
+    """Meta-World's figure is the mean of the difficulties, not of the tasks."""
+    artifact = eval_rollout.run(config_of("rollout.tasks=[reach-v3,touch-red,touch-blue]", "rollout.videos=0"), tmp_path)
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert {name: group["episodes"] for name, group in report["by_group"].items()} == {"easy": 2, "touch": 3}
+    assert report["mean_of_groups"] == mean_rate([wilson(0, 2), wilson(0, 3)])
+    assert "mean of groups" in capsys.readouterr().out
+
+
+def test_mt50_is_its_four_difficulties():
+    _, tasks = eval_rollout.check_rollout(
+        load_config("demo", ["rollout.tasks=[easy,medium,hard,very_hard]", "rollout.step_limit=500"]).rollout
+    )
+    assert [sum(Metaworld().group(task) == name for task in tasks) for name in ("easy", "medium", "hard", "very_hard")] == [28, 11, 6, 5]
+
+
+def test_the_mean_of_rates_and_its_interval():
+    assert mean_rate([wilson(3, 10)]) == pytest.approx(wilson(3, 10))
+    one, other = wilson(90, 100), wilson(50, 100)
+    mean = mean_rate([one, other])
+    assert mean["value"] == pytest.approx(0.7)
+    assert 0.7 - mean["low"] == pytest.approx(np.hypot(0.9 - one["low"], 0.5 - other["low"]) / 2)
+    rng = np.random.default_rng(0)  # it holds the truth about as often as it says
+    drawn = [
+        (wilson(int(a), 100), wilson(int(b), 100)) for a, b in zip(rng.binomial(100, 0.9, 2000), rng.binomial(100, 0.5, 2000), strict=True)
+    ]
+    held = [mean["low"] <= 0.7 <= mean["high"] for mean in map(list, drawn) for mean in [mean_rate(mean)]]
+    assert 0.93 < np.mean(held) < 0.97
+
+
+def test_the_language_probe_runs_the_same_episodes_under_other_instructions(config_of, tmp_path, capsys, monkeypatch):
     heard = []
     act = Actor.__call__
 
@@ -211,7 +211,7 @@ def test_the_language_probe_runs_the_same_episodes_under_other_instructions(poli
         return act(self, observations, instructions, calls)
 
     monkeypatch.setattr(Actor, "__call__", listen)
-    config = config_of(policy_folder, "rollout.tasks=[touch-red,touch-blue]", "rollout.episodes=3", "rollout.probe=2")
+    config = config_of("rollout.tasks=[touch-red,touch-blue]", "rollout.episodes=3", "rollout.probe=2")
     artifact = eval_rollout.run(config, tmp_path)
     rows = pq.read_table(artifact.path / "probe.parquet").to_pylist()
     assert list(rows[0]) == ["given", "task", "instruction", "seed", "success", "steps", "return", "touched"]
@@ -245,13 +245,14 @@ def check_video(file):
         ("rollout.tasks=[reach-v3,reach-v3]", "twice"),
         ("rollout.step_limit=501", "after 500 steps"),
         ("rollout.first_seed=999999", "demonstrations"),
+        ("rollout.tasks=[easy,reach-v3]", "'reach-v3' is there twice"),
         ("rollout.n_action_steps=17", "chunk_size=16"),
         ("train.path=/nowhere/policy", "/nowhere/policy"),
     ],
 )
-def test_wrong_settings(policy_folder, tmp_path, override, message):
+def test_wrong_settings(config_of, tmp_path, override, message):
     with pytest.raises(UserError, match=message):
-        eval_rollout.run(config_of(policy_folder, override), tmp_path)
+        eval_rollout.run(config_of(override), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -260,28 +261,72 @@ def test_without_a_train_artifact_the_command_is_named(tmp_path):
         eval_rollout.run(load_config("demo"), tmp_path)
 
 
-def test_a_policy_that_reads_other_pictures_is_refused(policy_folder, tmp_path):
+def test_a_policy_that_reads_other_pictures_is_refused(policy_folder, tmp_path, config_of):
     for file in policy_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("observation.image", "observation.images.wrist"))
     with pytest.raises(UserError, match=r"does not read 'observation.image'.*observation.images.wrist"):
-        eval_rollout.open_policy(config_of(policy_folder), str(tmp_path), Metaworld())
+        eval_rollout.open_policy(config_of(), str(tmp_path), Metaworld())
 
 
-def test_tasks_that_share_an_instruction_are_told(policy_folder, capsys):
-    eval_rollout.check_rollout(config_of(policy_folder, "rollout.tasks=[push-v3,push-back-v3]").rollout)
+def test_tasks_that_share_an_instruction_are_told(config_of, capsys):
+    eval_rollout.check_rollout(config_of("rollout.tasks=[push-v3,push-back-v3]").rollout)
     assert "push-v3 and push-back-v3 share one instruction" in capsys.readouterr().err
 
 
-def test_an_interrupted_stage_leaves_nothing(policy_folder, tmp_path, monkeypatch):
+def test_interrupted_before_the_first_episode_ended_nothing_is_left(config_of, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Actor, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        eval_rollout.run(config_of(policy_folder), tmp_path)
+        eval_rollout.run(config_of(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def interrupted(config, folder, monkeypatch, calls):
+    """Run the stage until the policy was called so often."""
+    act, seen = Actor.__call__, []
+
+    def until(self, observations, instructions, called):
+        if len(seen) == calls:
+            raise KeyboardInterrupt
+        seen.append(called)
+        return act(self, observations, instructions, called)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Actor, "__call__", until)
+        with pytest.raises(KeyboardInterrupt):
+            eval_rollout.run(config, folder)
+
+
+def test_an_interrupted_stage_goes_on_after_its_last_episode(config_of, tmp_path, monkeypatch, capsys):
+    config = config_of("rollout.parallel=2", "rollout.probe=1")
+    whole = eval_rollout.run(config, tmp_path / "whole")
+    interrupted(config, tmp_path / "parts", monkeypatch, 4)  # of three calls an episode
+    partial = tmp_path / "parts" / "eval-rollout.partial"
+    assert "2 episodes are done and kept in" in capsys.readouterr().err
+    rows = partial / "episodes.jsonl"
+    assert len(rows.read_text().splitlines()) == 2
+    rows.write_text(rows.read_text() + '{"task": "reach-v')  # cut off by a crash
+    parts = eval_rollout.run(config, tmp_path / "parts")
+    assert "going on after 2 episodes" in capsys.readouterr().out
+    assert {file.name for file in parts.path.iterdir()} == {file.name for file in whole.path.iterdir()}
+    for name in ("episodes.parquet", "probe.parquet"):
+        expected = pq.read_table(whole.path / name).to_pylist()
+        expected = [{**row, "return": pytest.approx(row["return"], rel=1e-3)} for row in expected]  # other batches
+        assert pq.read_table(parts.path / name).to_pylist() == expected
+    assert not partial.exists()
+
+
+def test_what_other_settings_left_is_dropped(config_of, tmp_path, monkeypatch, capsys):
+    interrupted(config_of(), tmp_path, monkeypatch, 4)
+    artifact = eval_rollout.run(config_of("rollout.first_seed=20000", "rollout.videos=0"), tmp_path)
+    assert "are dropped" in capsys.readouterr().err
+    rows = pq.read_table(artifact.path / "episodes.parquet").to_pylist()
+    assert sorted({row["seed"] for row in rows}) == [20_000, 20_001, 20_002]
+    assert not list((artifact.path / "videos").iterdir())
 
 
 def test_an_episode_starts_empty():

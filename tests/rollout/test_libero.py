@@ -94,7 +94,7 @@ class Expert:
 def run_expert(world, seed, carried):
     """One episode, an action at a time; the expert needs no pictures."""
     expert, player = Expert(world, carried), Player(lambda: world, 180)
-    player.begin(seed, False)
+    player.begin(seed, filmed=False)
     outcome = player.follow(expert()[None])
     while not outcome.done:
         outcome = player.follow(expert()[None])
