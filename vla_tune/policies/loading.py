@@ -129,6 +129,7 @@ def policy_config(path: str) -> PreTrainedConfig:
         UserError: it cannot be opened.
 
     """
+    import lerobot.policies  # noqa: F401 - registers the types of policies
     from lerobot.configs.policies import PreTrainedConfig
 
     folder = Path(path)

@@ -6,6 +6,8 @@ not. This is for comparing the two programs, by lerobot's own `rollout`.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,7 @@ def run_as_lerobot_eval(
             own = [episode for episode in episodes if episode.task == task]
             for first in range(0, len(own), config.parallel):
                 seeds = list(range(own[first].seed, own[first].seed + config.parallel))
-                with torch.no_grad():
+                with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where it draws bars of its own
                     ran = rollout(world, policy, *around, before, after, seeds=seeds)
                 for row, episode in enumerate(own[first : first + config.parallel]):
                     episode.steps = int(ran["done"][row].int().argmax()) + 1

@@ -16,6 +16,8 @@ from vla_tune.stages import eval_offline
 from vla_tune.stages.subject import subject
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lerobot.policies.pretrained import PreTrainedPolicy
     from lerobot.processor import PolicyProcessorPipeline
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from vla_tune.rollout.actor import Actor
     from vla_tune.rollout.episodes import Episode
     from vla_tune.rollout.worlds import Simulator
+
+    type Play = Callable[[list[Episode], Callable[[Episode], None]], None]
 
 
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
@@ -41,9 +45,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             return eval_offline.evaluate(config, policy, artifact, draft)
         evaluation = Evaluation(config, policy)
         inputs = [artifact.as_input() if artifact else _as_input(policy)]
-        began = time.monotonic()
-        ran = evaluation.run(draft.path, inputs)
-        seconds = time.monotonic() - began
+        pace = evaluation.run(draft.path, inputs)
         report = evaluation.report()
         _write(draft.path, evaluation, report)
         show(report)
@@ -54,7 +56,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             "high": success["high"],
             "episodes": len(evaluation.episodes),
             "mean_steps": report["mean_steps"],
-            "episodes_per_minute": 60 * ran / seconds,
+            "episodes_per_minute": pace,
         }
         return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
@@ -87,8 +89,8 @@ class Evaluation:
         self.probed += plan_probe(self.probed, tasks, self.simulator)
         self.limits = {task: settings.step_limit or self.simulator.step_limit(task) for task in tasks}
 
-    def run(self, folder: Path, inputs: list[dict[str, str]]) -> int:
-        """Run what is not done yet, and keep each episode in `folder` as it ends; how many were run."""
+    def run(self, folder: Path, inputs: list[dict[str, str]]) -> float:
+        """Run what is not done yet, and keep each episode in `folder` as it ends; how many a minute."""
         from vla_tune.rollout.ledger import Ledger
 
         settings = self._config.rollout
@@ -99,6 +101,8 @@ class Evaluation:
         everything = self.episodes + self.probed[settings.probe :]
         left = everything if settings.compat else ledger.restore(everything)
         ended = [episode for episode in self.episodes if episode.steps]
+        play = self._play_as_lerobot if settings.compat else self._player() if left else None
+        began = time.monotonic()
         try:
             with progress("closed-loop episodes", len(everything), "episodes") as counter:
                 counter.skip(len(everything) - len(left))
@@ -110,7 +114,8 @@ class Evaluation:
                         ledger.add(episode)
                     counter.advance(note=f"success {sum(one.success for one in ended)}/{len(ended)}")
 
-                self._run(left, keep)
+                if play:
+                    play(left, keep)
         except KeyboardInterrupt:
             if ended and not settings.compat:
                 warn(f"{len(ended)} episodes are done and kept in {folder}; the same command goes on from them")
@@ -118,27 +123,23 @@ class Evaluation:
         finally:
             self.simulator.close()
         ledger.close()
-        return len(left)
+        return 60 * len(left) / (time.monotonic() - began)
 
-    def _run(self, episodes: list[Episode], on_done: Any) -> None:
+    def _player(self) -> Play:
+        """Our own loop, with the policy opened."""
         from vla_tune.rollout.players import Player
         from vla_tune.rollout.runner import Runner
 
         settings, simulator = self._config.rollout, self.simulator
-        if settings.compat:
-            self._run_as_lerobot(episodes, on_done)
-            return
-        if not episodes:
-            return
         actor, size = open_actor(self._config, self._policy, simulator)
 
         def make_player(task: str) -> functools.partial[Player]:
             limit = self.limits[task]
             return functools.partial(Player, simulator.maker(task, image_size=size, step_limit=limit), limit)
 
-        Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run(episodes, on_done)
+        return Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run
 
-    def _run_as_lerobot(self, episodes: list[Episode], on_done: Any) -> None:
+    def _play_as_lerobot(self, episodes: list[Episode], on_done: Callable[[Episode], None]) -> None:
         from vla_tune.policies.loading import policy_config
         from vla_tune.rollout.compat import run_as_lerobot_eval
 
