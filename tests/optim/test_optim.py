@@ -17,6 +17,7 @@ from vla_tune.policies.inputs import linears
 from vla_tune.policies.loading import load_processors, load_vlm, new_policy, save_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.resources import demo_vlm
+from vla_tune.stages import eval_rollout, eval_vqa
 
 SETTINGS = {
     "num_vlm_layers": 0,
@@ -162,6 +163,14 @@ def test_stock_lerobot_train_protects_the_vlm(trained, anchor, policy):
     start = policy.state_dict()
     expert = [name for name in state if ".lm_expert." in name and "layers" in name]
     assert sum(not torch.equal(state[name], start[name]) for name in expert) > len(expert) / 2
+
+
+def test_what_lerobot_train_made_goes_through_both_evaluations_unchanged(trained, tmp_path):
+    made = trained / "checkpoints" / "000004" / "pretrained_model"
+    few = ["vqa.questions=40", "vqa.ranked=0", "rollout.episodes=2", "rollout.step_limit=4", "rollout.n_action_steps=2", "rollout.videos=0"]
+    config = load_config("demo", [f"train.path={made}", *few])
+    assert eval_vqa.run(config, tmp_path).metrics["base_accuracy"] > 0.8
+    assert eval_rollout.run(config, tmp_path).metrics["episodes"] == 2
 
 
 def test_the_input_side_alone(lerobot_train, anchor, tmp_path):

@@ -158,7 +158,7 @@ def open_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> LeRo
 
 
 def adopt_shapes(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename: dict[str, str]) -> None:
-    """Give a loaded policy the shapes of the dataset's action and state, as lerobot does: it pads both to its own width.
+    """Give a loaded policy the shapes of the dataset's action and state, which it pads to its own width, and of its pictures.
 
     Raises:
         UserError: they are wider than the policy, or a name that is given for one is not the policy's.
@@ -176,6 +176,7 @@ def adopt_shapes(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename:
     actions = {key: one for key, one in features.items() if one.type is FeatureType.ACTION}
     states = {rename.get(key, key): one for key, one in features.items() if one.type is FeatureType.STATE}
     states = {key: one for key, one in states.items() if key in policy.input_features}
+    pictures = {rename.get(key, key): one for key, one in features.items() if one.type is FeatureType.VISUAL}
     for limit, group in (("max_action_dim", actions), ("max_state_dim", states)):
         for key, one in group.items():
             if one.shape[0] > getattr(policy, limit):
@@ -183,7 +184,8 @@ def adopt_shapes(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename:
                     f"the dataset '{meta.repo_id}' has '{key}' of {one.shape[0]} numbers, the policy takes {getattr(policy, limit)}"
                 )
     policy.output_features = actions or policy.output_features
-    policy.input_features = {**policy.input_features, **states}
+    known = {key: one for key, one in pictures.items() if key in policy.input_features}
+    policy.input_features = {**policy.input_features, **states, **known}
 
 
 def check_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename: dict[str, str] | None = None) -> None:

@@ -67,6 +67,7 @@ class PolicyAdapter(ABC):
     text_steps: the class names of the preprocessor's steps that make tokens of an instruction.
     changeable: settings that may be put over those of a loaded policy, because they shape no weight.
     without_weights: settings that keep lerobot from fetching the VLM's weights where the policy's own will be put in.
+    tokenizer: the Hub id of the tokenizer that lerobot's code names, where it does.
     """
 
     policy_type: ClassVar[str]
@@ -74,6 +75,7 @@ class PolicyAdapter(ABC):
     text_steps: ClassVar[tuple[str, ...]]
     changeable: ClassVar[frozenset[str]]
     without_weights: ClassVar[dict[str, Any]] = {}
+    tokenizer: ClassVar[str | None] = None
 
     def __init__(self, policy: PreTrainedPolicy) -> None:
         self.policy = policy

@@ -28,6 +28,7 @@ class PaliGemmaAdapter(PolicyAdapter):
     """pi0's and pi0.5's. lerobot leaves the head untied from the embeddings, and untrained; here they are one parameter, as in the VLM."""
 
     vlm_prefix: ClassVar[str] = "model.paligemma_with_expert.paligemma."
+    tokenizer: ClassVar[str | None] = PALIGEMMA
     changeable: ClassVar[frozenset[str]] = frozenset(
         (
             "n_action_steps",

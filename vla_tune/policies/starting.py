@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from vla_tune.errors import UserError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from lerobot.configs import PolicyFeature
     from lerobot.policies.pretrained import PreTrainedPolicy
 
-    from vla_tune.config import Config
+    from vla_tune.config import Config, PolicyConfig
 
 
 def starting_policy(config: Config) -> tuple[PreTrainedPolicy, str]:
@@ -24,7 +25,7 @@ def starting_policy(config: Config) -> tuple[PreTrainedPolicy, str]:
     named = config.policy.base_vlm
     check_device(config.device)
     if config.policy.path is not None:
-        policy = load_policy(config.policy.path, device=config.device)
+        policy = load_start(config.policy, config.device)
         return policy.eval(), vlm_source(named or adapt(policy).vlm_name(policy.config))
     if named is None:
         raise UserError(
@@ -33,6 +34,27 @@ def starting_policy(config: Config) -> tuple[PreTrainedPolicy, str]:
     kind = adapter_class(config.policy.type)
     policy = new_policy(kind, vlm_source(named), {**config.policy.settings, "device": config.device}, _any_features())
     return policy.to(config.device).eval(), vlm_source(named)
+
+
+def load_start(config: PolicyConfig, device: str) -> PreTrainedPolicy:
+    """The policy at `policy.path`, with `policy.settings` put over its own.
+
+    Raises:
+        UserError: it cannot be opened, or a setting shapes its weights, which cannot be changed any more.
+
+    """
+    policy = load_policy(str(config.path), device=device)
+    adapter = adapt(policy)
+    for key, value in config.settings.items():
+        if key not in {f.name for f in dataclasses.fields(policy.config)}:
+            raise UserError(f"policy.settings.{key}: lerobot's {type(policy.config).__name__} has no such field")
+        if value == getattr(policy.config, key) or (isinstance(value, list) and tuple(value) == getattr(policy.config, key)):
+            continue
+        if key not in adapter.changeable:
+            raise UserError(f"policy.settings.{key}={value}: the policy at policy.path was made with {getattr(policy.config, key)}")
+        setattr(policy.config, key, value)
+    adapter.freeze_as_configured()
+    return policy
 
 
 def _any_features() -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:

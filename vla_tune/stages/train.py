@@ -14,6 +14,7 @@ from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
 from vla_tune.config import differences
 from vla_tune.console import say
 from vla_tune.errors import UserError
+from vla_tune.fetches import fetches, show_fetches
 from vla_tune.methods import make_method, method_class
 from vla_tune.methods.wise_ft import finished_run
 from vla_tune.report.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
@@ -36,13 +37,15 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
 
     Args:
         resume: go on from the newest complete checkpoint; also extends a finished run whose `train.steps` grew.
-        plan: print what would be trained and the memory it takes, and stop (returns None).
+        plan: print what would be fetched, what would be trained and the memory it takes, and stop (returns None).
 
     Raises:
         UserError: wrong input. RunError: it failed while running. Interrupted: it was asked to stop.
 
     """
     began, target = time.monotonic(), run / "train"
+    if plan and not _ready(config):
+        return None
     first = 0 if plan else _first_step(config, run, overwrite=overwrite, resume=resume)
     anchor, inputs = _anchor(config, run)
     inputs += _tuned(config)
@@ -65,6 +68,18 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     # What was done before a resumption is known from its steps alone.
     metrics["seconds"] = time.monotonic() - began + (first * (metrics["step_s"] + metrics["data_s"]) if first else 0)
     return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
+
+
+def _ready(config: Config) -> bool:
+    """Check what can be checked without a download, and tell what would be downloaded; whether that is nothing."""
+    from vla_tune.rollout.worlds import simulator_of, tasks_of
+
+    if config.rollout.tasks:
+        tasks_of(simulator_of(config.rollout.tasks), config.rollout.tasks)
+    ready = show_fetches(fetches(config))
+    if not ready:
+        say("the configuration is sound; memory can be planned once all that is here (train and anchor fetch what they need)")
+    return ready
 
 
 def _make_loop(config: Config, start: Any, method: Any, folder: Path, first: int) -> Loop:

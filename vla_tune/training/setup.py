@@ -15,7 +15,8 @@ from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_me
 from vla_tune.data.memory import MemoryDataset, megabytes
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.loading import check_device, load_policy, load_processors, new_policy, vlm_source
+from vla_tune.policies.loading import check_device, load_processors, new_policy, vlm_source
+from vla_tune.policies.starting import load_start
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -56,8 +57,7 @@ def make_start(config: Config) -> Start:
     if config.policy.path:
         if config.policy.settings:
             say("policy.settings are put over those saved with policy.path")
-        policy = load_policy(config.policy.path, device=config.device)
-        _override(policy, config.policy.settings)
+        policy = load_start(config.policy, config.device)
         adopt_shapes(meta, policy.config, config.data.rename)
         base = vlm_source(config.policy.base_vlm) if config.policy.base_vlm else adapt(policy).vlm_name(policy.config)
     else:
@@ -75,20 +75,6 @@ def make_start(config: Config) -> Start:
     dataset = open_dataset(meta, policy.config)
     processors = load_processors(policy, config.policy.path, stats=meta.stats, rename=rename)
     return Start(policy.to(config.device), processors, dataset, base)
-
-
-def _override(policy: PreTrainedPolicy, settings: dict[str, Any]) -> None:
-    """Put settings over a loaded policy's; those that shape its weights cannot be changed any more."""
-    adapter = adapt(policy)
-    for key, value in settings.items():
-        if key not in {f.name for f in dataclasses.fields(policy.config)}:
-            raise UserError(f"policy.settings.{key}: lerobot's {type(policy.config).__name__} has no such field")
-        if value == getattr(policy.config, key) or (isinstance(value, list) and tuple(value) == getattr(policy.config, key)):
-            continue
-        if key not in adapter.changeable:
-            raise UserError(f"policy.settings.{key}={value}: the policy at policy.path was made with {getattr(policy.config, key)}")
-        setattr(policy.config, key, value)
-    adapter.freeze_as_configured()
 
 
 def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> DataLoader[dict[str, Any]]:

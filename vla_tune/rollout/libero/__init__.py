@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_tune.config import read_yaml
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
 from vla_tune.rollout.worlds import Simulator, World
@@ -28,6 +29,8 @@ TASKS = 10
 """Of each suite."""
 INITIAL_STATES = 50
 """Of each task."""
+ASSETS = "lerobot/libero-assets"
+"""Where LIBERO fetches its objects and scenes from, once."""
 
 
 class Libero(Simulator):
@@ -135,6 +138,13 @@ def prepare() -> None:
             f"LIBERO's assets are not in {found} and the Hub was not reached; put them there, or name their folder as `assets` in "
             f"{_config_folder() / 'config.yaml'}"
         )
+
+
+def assets_here() -> bool:
+    """Whether LIBERO's objects and scenes are on this machine, where it or its configuration says."""
+    file = _config_folder() / "config.yaml"
+    named = str(read_yaml(file).get("assets", "")) if file.is_file() else ""
+    return any((Path(folder) / "scenes").is_dir() for folder in (named, Path.home() / ".cache" / "libero" / "assets") if folder)
 
 
 def _config_folder() -> Path:
