@@ -334,7 +334,7 @@ class Metaworld(Simulator):
 
 
 def _make_world(task: str, image_size: int, step_limit: int) -> FastMetaworldEnv:
-    env = FastMetaworldEnv(
+    return FastMetaworldEnv(
         task,
         obs_type="pixels_agent_pos",
         observation_width=image_size,
@@ -343,5 +343,3 @@ def _make_world(task: str, image_size: int, step_limit: int) -> FastMetaworldEnv
         visualization_height=VIDEO_SIZE,
         episode_length=step_limit,
     )
-    env.render_observations = False
-    return env

@@ -33,7 +33,10 @@ class Outcome:
 
 
 class Player(gym.Wrapper):  # type: ignore[type-arg,misc]
-    """Plays one task's episodes, each by one `begin`, then `observe` and `follow` by turns until it is done."""
+    """Plays one task's episodes, each by one `begin`, then `observe` and `follow` by turns until it is done.
+
+    Of what the world shows only what the policy's next call reads is drawn.
+    """
 
     def __init__(self, make_world: Callable[[], Any], step_limit: int) -> None:
         super().__init__(make_world())
@@ -43,20 +46,21 @@ class Player(gym.Wrapper):  # type: ignore[type-arg,misc]
         """Start the episode of this seed; `filmed`: keep pictures for a video."""
         self._filmed, self._frames = filmed, list[NDArray[np.uint8]]()
         self._steps, self._reward = 0, 0.0
-        self.env.reset(seed=seed)
+        self._draw(wanted=True)
+        self._seen, _ = self.env.reset(seed=seed)
 
     def observe(self) -> Observation:
         """What the policy's next call reads."""
-        observation: Observation = self.env.observe()  # type: ignore[attr-defined]
-        return observation
+        return self._seen
 
     def follow(self, actions: NDArray[np.float32]) -> Outcome:
         """Take the actions of one policy call, `[n_action_steps, action]`, as far as the episode goes."""
-        for action in actions:
+        for left, action in zip(reversed(range(len(actions))), actions, strict=True):
             if self._filmed and self._steps % VIDEO_EVERY == 0:
                 self._frames.append(self._frame())
-            _, reward, success, truncated, info = self.env.step(action)
             self._steps += 1
+            self._draw(wanted=left == 0 and self._steps < self._limit)
+            self._seen, reward, success, truncated, info = self.env.step(action)
             self._reward += float(reward)
             done = bool(success or truncated or self._steps >= self._limit)
             if done:
@@ -64,6 +68,9 @@ class Player(gym.Wrapper):  # type: ignore[type-arg,misc]
         if done and self._filmed:
             self._frames.append(self._frame())
         return Outcome(self._steps, self._reward, bool(success), done, info.get("touched"), self._frames if done else [])
+
+    def _draw(self, *, wanted: bool) -> None:
+        self.env.unwrapped.render_observations = wanted  # type: ignore[attr-defined]
 
     def _frame(self) -> NDArray[np.uint8]:
         frame: NDArray[np.uint8] = self.env.render()  # type: ignore[assignment]

@@ -16,16 +16,18 @@ Observation = dict[str, Any]
 
 
 class World(Protocol):
-    """One task, simulated: a gymnasium environment that draws only when it is asked to."""
+    """One task, simulated: a gymnasium environment that draws only what is asked for.
 
-    def reset(self, *, seed: int) -> Any:
+    render_observations: whether the observations of `reset` and `step` hold their pictures, or whatever is quickest in their place.
+    """
+
+    render_observations: bool
+
+    def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         """Start the episode that this seed names, whatever came before."""
 
-    def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Observation (without pictures), reward, whether it succeeded or failed for good, whether time is up, information."""
-
-    def observe(self) -> Observation:
-        """The present state, with its pictures."""
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Observation, reward, whether it succeeded or failed for good, whether time is up, information."""
 
     def render(self) -> NDArray[np.uint8]:
         """A picture of the present state for a video, `[height, width, 3]`."""

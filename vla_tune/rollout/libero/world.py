@@ -1,22 +1,29 @@
-"""lerobot's LIBERO environment, whose episodes follow from their initial state alone and draw only what is looked at."""
+"""lerobot's LIBERO environment, with episodes by their number and pictures on demand."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from lerobot.envs.libero import LiberoEnv
+from lerobot.envs.libero import LiberoEnv, get_libero_dummy_action
 from numpy.typing import NDArray
 
 from vla_tune.rollout.worlds import Observation
 
+VIDEO_SIZE = 256
+
+type Sensor = Callable[[dict[str, Any]], NDArray[np.uint8]]
+type Sensors = tuple[list[Sensor], list[str]]
+"""A camera's, with their names."""
+
 
 class LiberoWorld(LiberoEnv):  # type: ignore[misc]
-    """One task of a suite.
+    """One task of a suite; initial states, settling steps, control, observations and success are lerobot's.
 
-    The initial state, the settling steps, the control and the success predicate are lerobot's. Observations are of the
-    present state: robosuite samples its own at a moment within the control step that moves on with every reset, so in a
-    world that has been reset before they are up to one control step old.
+    robosuite samples what it shows shortly before the end of each control step, so pictures that are not wanted are left out
+    where its cameras would draw them: with `render_observations` false they are black.
 
     Args:
         suite: LIBERO's object of the suite, and its name. number: of the task in it.
@@ -26,34 +33,42 @@ class LiberoWorld(LiberoEnv):  # type: ignore[misc]
     def __init__(self, suite: Any, suite_name: str, number: int, *, image_size: int, step_limit: int) -> None:
         size = {"observation_width": image_size, "observation_height": image_size}
         super().__init__(suite, number, suite_name, episode_length=step_limit, obs_type="pixels_agent_pos", **size)
-        self._looking = True
+        self.num_steps_wait -= 1  # the last settling step is ours, because what is seen after it counts
+        self.render_observations = True
+        self._black = np.zeros((image_size, image_size, 3), np.uint8)
+
+    def _ensure_env(self) -> None:
+        if self._env is None:
+            super()._ensure_env()
+            made: Any = self._env
+            inner = made.env
+            # Every reset makes the simulation anew, cameras included.
+            inner._create_camera_sensors = functools.partial(self._cameras, inner._create_camera_sensors)  # noqa: SLF001
+
+    def _cameras(
+        self, create: Callable[..., tuple[list[Sensor], list[str]]], *arguments: Any, **settings: Any
+    ) -> tuple[list[Sensor], list[str]]:
+        sensors, names = create(*arguments, **settings)
+        return [self._on_demand(sensor) for sensor in sensors], names
+
+    def _on_demand(self, sensor: Sensor) -> Sensor:
+        @functools.wraps(sensor)
+        def draw(cache: dict[str, Any]) -> NDArray[np.uint8]:
+            return sensor(cache) if self.render_observations else self._black
+
+        return draw
 
     def reset(self, *, seed: int, **options: Any) -> tuple[Observation, dict[str, Any]]:
         """Start from the initial state of this number, and let it settle."""
-        self._ensure_env()
-        self._look(looking=False)
+        wanted, self.render_observations = self.render_observations, False
         self.init_state_id = seed
-        observation, info = super().reset(seed=seed, **options)
-        return observation, info
-
-    def observe(self) -> Observation:
-        """The present state with its pictures, in lerobot's LIBERO names; upside down, as the simulator draws them."""
-        self._look(looking=True)
-        raw = self._env.env._get_observations(force_update=True)  # noqa: SLF001 - as lerobot asks for it
-        observation: Observation = super()._format_raw_obs(raw)
-        self._look(looking=False)
-        return observation
+        _, info = super().reset(seed=seed, **options)
+        self.render_observations = wanted
+        raw, *_ = self._env.step(get_libero_dummy_action())
+        return self._format_raw_obs(raw), info
 
     def render(self) -> NDArray[np.uint8]:
-        """The first camera's picture, upright."""
-        picture = next(iter(self.observe()["pixels"].values()))
+        """The first camera's picture of the present state for a video, upright; nothing that the policy sees changes by it."""
+        camera = self.camera_name[0].removesuffix("_image")
+        picture = self._env.sim.render(camera_name=camera, width=VIDEO_SIZE, height=VIDEO_SIZE)
         return np.ascontiguousarray(picture[::-1, ::-1])
-
-    def _look(self, *, looking: bool) -> None:
-        """Whether the simulator draws its cameras at every step."""
-        self._looking = looking
-        for camera in self.camera_name:
-            self._env.env.modify_observable(camera, "enabled", looking)
-
-    def _format_raw_obs(self, raw_obs: dict[str, Any]) -> Observation:
-        return super()._format_raw_obs(raw_obs) if self._looking else {}
