@@ -12,8 +12,12 @@ import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 WORDS = string.ascii_letters + string.digits + string.punctuation + "▁\n"
 VOCABULARY = 2048
@@ -128,16 +132,15 @@ def colour_questions(folder: Path) -> Path:
     return folder
 
 
-def teach(vlm_folder: Path, questions: Path, steps: int) -> None:
-    """Train a VLM in its folder until it can answer a folder's questions."""
+def teach(vlm_folder: Path, questions: Dataset, steps: int) -> None:
+    """Train a VLM in its folder until it can answer these questions."""
     import torch
 
     from vla_tune.policies.loading import load_vlm, save_vlm
     from vla_tune.vqa.batches import Memory, answer_loss
-    from vla_tune.vqa.dataset import vqa_questions
 
     vlm, processor = load_vlm(str(vlm_folder))
-    memory = Memory(vqa_questions(str(questions), "anchor"), processor, seed=0)
+    memory = Memory(questions, processor, seed=0)
     optimizer = torch.optim.AdamW(vlm.parameters(), lr=3e-3)
     vlm.train()
     for step in range(steps):

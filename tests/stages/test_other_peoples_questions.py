@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import shutil
+import sys
 import zipfile
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,12 +16,15 @@ from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
-from vla_tune.stages import anchor, eval_vqa
+from vla_tune.stages import anchor, eval_vqa, evaluate, train
 from vla_tune.vqa.answering import answer
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.ranking import candidates
 from vla_tune.vqa.scorers import scores
 from vla_tune.vqa.scoring import blind_answers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from vlas import teach
 
 COUNTS = {"vqa_rad": (1797, 451), "vqa_clevr267": (1200, 402)}
 
@@ -74,6 +80,27 @@ def test_they_are_asked_and_scored(folder):
 def test_a_vlm_that_knows_nothing_of_them_is_refused(folder, policy_folder, tmp_path):
     with pytest.raises(UserError, match=r"sees no picture.*there is no skill to lose"):
         eval_vqa.run(config(folder, f"train.path={policy_folder}", "vqa.questions=24", "vqa.bootstrap=100"), tmp_path / "run")
+
+
+def test_a_vlm_that_knows_them_goes_through_all_stages(folder, small_dataset, tmp_path):
+    """Of the test questions those that are answered by yes or no: so small a VLM learns sixteen of them by heart."""
+    vlm, closed = tmp_path / "vlm", tmp_path / "closed"
+    shutil.copytree(demo_vlm(), vlm)
+    shutil.copytree(folder, closed)
+    rows = [json.loads(line) for line in (folder / "qa.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["split"] != "test" or row["answer"].lower() in ("yes", "no")]
+    (closed / "qa.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+    teach(vlm, vqa_questions(str(closed), "test", 16), steps=60)
+    data = ["data.manifest=null", "data.repo_id=local/small", f"data.root={small_dataset}", "data.heldout=0.4", "rollout.tasks=[]"]
+    small = ["train.steps=2", "train.batch_size=2", "train.log_every=1", "rollout.n_action_steps=2", "anchor.gradients=4"]
+    asked = ["vqa.questions=16", "vqa.ranked=8", "vqa.bootstrap=100"]
+    settings = config(closed, f"policy.base_vlm={vlm}", *data, *small, *asked)
+    anchor.run(settings, tmp_path / "run")
+    train.run(settings, tmp_path / "run")
+    evaluate.run(settings, tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "eval-vqa" / "report.json").read_text())
+    assert (report["n"], report["base_accuracy"]["value"] > 0.7) == (16, True)
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from vla_tune.config import load_config
 from vla_tune.policies.loading import load_policy, load_vlm
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, report, train
 from vla_tune.training import checkpoints, loop
+from vla_tune.vqa.dataset import vqa_questions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vlas import colour_questions, small_pi, teach
@@ -22,7 +23,7 @@ from vlas import colour_questions, small_pi, teach
 def vlm(tmp_path_factory):
     with small_pi(tmp_path_factory.mktemp("paligemma")) as folder:
         questions = colour_questions(tmp_path_factory.mktemp("questions"))
-        teach(folder, questions, steps=140)
+        teach(folder, vqa_questions(str(questions), "anchor"), steps=140)
         yield folder, questions
 
 

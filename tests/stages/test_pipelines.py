@@ -14,6 +14,7 @@ from vla_tune.policies import adapter_class
 from vla_tune.policies.loading import load_processors, new_policy, save_policy
 from vla_tune.resources import available, demo_vlm
 from vla_tune.stages import anchor, evaluate, train
+from vla_tune.vqa.dataset import vqa_questions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vlas import colour_questions, small_pi, teach
@@ -82,7 +83,7 @@ def smolvla(tmp_path_factory):
 def pi05(tmp_path_factory):
     with small_pi(tmp_path_factory.mktemp("paligemma")) as vlm:
         questions = colour_questions(tmp_path_factory.mktemp("questions"))
-        teach(vlm, questions, steps=140)
+        teach(vlm, vqa_questions(str(questions), "anchor"), steps=140)
         yield start("pi05", str(vlm), tmp_path_factory.mktemp("pi05")), str(vlm), str(questions)
 
 

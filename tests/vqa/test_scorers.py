@@ -1,5 +1,8 @@
 """The benchmarks' scorers against cases worked by hand, and what must hold of any answer."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -160,3 +163,42 @@ def test_a_set_is_scored_by_the_manifests_metric():
     assert scores("exact", ["two", "b"], Dataset.from_dict({"answers": [["Two"], ["A"]]})).tolist() == [1, 0]
     assert scores("vqa", ["two"], Dataset.from_dict({"answers": [["2"] * 10]})).dtype == np.float64
     assert set(SCORERS) == set(METRICS)
+
+
+WORDS = [
+    *CONTRACTIONS,
+    *CONTRACTIONS.values(),
+    "two",
+    "none",
+    "a",
+    "the",
+    "an",
+    "Red",
+    "U.S.A.",
+    "3.5",
+    "1,000",
+    "t-shirt",
+    "-",
+    "dog's",
+    "(left)",
+    "?",
+]
+
+
+def lmms_evals_scorer():
+    """lmms-eval's file for OK-VQA and TextVQA, where it is installed; its package would import much that it needs for other things."""
+    package = importlib.util.find_spec("lmms_eval")
+    if package is None:
+        pytest.skip("lmms-eval is not installed (pip install --no-deps lmms-eval)")
+    file = Path(package.submodule_search_locations[0]) / "tasks" / "_task_utils" / "vqa_eval_metric.py"
+    spec = importlib.util.spec_from_file_location("vqa_eval_metric", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EvalAIAnswerProcessor()
+
+
+def test_answers_are_normalised_as_lmms_eval_does():
+    theirs, rng = lmms_evals_scorer(), np.random.default_rng(0)
+    for _ in range(20_000):
+        answer = " ".join(rng.choice(WORDS, rng.integers(0, 6)))
+        assert evalai_normalise(answer) == theirs(answer)
