@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vla_tune.errors import UserError
-from vla_tune.rollout import metaworld
+from vla_tune.rollout import drawing, metaworld
 from vla_tune.rollout.metaworld import FastMetaworldConfig, FastMetaworldEnv
 
 
@@ -169,8 +169,8 @@ def test_an_import_that_fails_is_one_message(monkeypatch, failure, message):
 def test_renderers_can_be_closed_and_made_again():
     env = world()
     picture = env.reset(seed=1)[0]["pixels"]
-    contexts = [renderer._gl for renderer in metaworld._local.renderers.values()]
-    metaworld.close_renderers()
+    contexts = [renderer._gl for renderer in drawing._local.renderers.values()]
+    drawing.close_renderers()
     assert contexts
     assert all(context._context is None for context in contexts)  # else EGL complains when the interpreter ends
     assert np.array_equal(env.observe()["pixels"], picture)

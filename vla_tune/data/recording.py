@@ -74,7 +74,8 @@ def record_task(manifest: DemonstrationsManifest, task: str) -> list[Demonstrati
         RunError: the expert fails too often.
 
     """
-    from vla_tune.rollout.metaworld import FastMetaworldEnv, close_renderers
+    from vla_tune.rollout.drawing import close_renderers
+    from vla_tune.rollout.metaworld import FastMetaworldEnv
 
     size = manifest.image_size
     env = FastMetaworldEnv(task, obs_type="pixels_agent_pos", observation_width=size, observation_height=size, episode_length=STEP_LIMIT)

@@ -7,16 +7,10 @@ multisampling. Here they are off; physics, camera and seeds are lerobot's. The e
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported; lerobot's own default asks for a window
-
-import atexit
 import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,25 +18,16 @@ from numpy.typing import NDArray
 
 from vla_tune.data.recording import FIRST_SEED
 from vla_tune.errors import UserError, nearest
+from vla_tune.rollout.drawing import close_renderers, no_gl, renderer_of
 from vla_tune.rollout.worlds import Observation, Simulator
 
-GL_PACKAGES = "libegl1 libopengl0 libegl-mesa0 libgl1-mesa-dri"
 MAX_STEPS = 500
 """Meta-World ends every episode here."""
-
-
-def no_gl(error: BaseException) -> UserError:
-    """What to tell a user on whose machine MuJoCo cannot draw."""
-    return UserError(
-        f"MuJoCo cannot draw: no GL backend '{os.environ['MUJOCO_GL']}' ({type(error).__name__}: {error}); on Debian or Ubuntu: "
-        f"apt-get install {GL_PACKAGES} (or libosmesa6, with MUJOCO_GL=osmesa)"
-    )
 
 
 try:
     import gymnasium as gym
     import metaworld
-    import mujoco
     from lerobot.envs.configs import EnvConfig
     from lerobot.envs.configs import MetaworldEnv as MetaworldConfig
     from lerobot.envs.metaworld import ACTION_DIM, DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS, TASK_POLICY_MAPPING, MetaworldEnv
@@ -152,84 +137,9 @@ class FastMetaworldEnv(MetaworldEnv):  # type: ignore[misc]
         return self.observe() if self.render_observations else {"agent_pos": raw_obs[:4].copy()}
 
     def _picture(self, width: int, height: int) -> NDArray[np.uint8]:
-        picture = _renderer(self.task, self._env.model, width, height).draw(self._env.model, self._env.data, self.camera_name)
+        picture = renderer_of(self.task, self._env.model, width, height).draw(self._env.model, self._env.data, self.camera_name)
         turned = picture[::-1, ::-1] if self.camera_name == "corner2" else picture  # lerobot turns this camera the right way up
         return np.ascontiguousarray(turned)
-
-
-class Renderer:
-    """Draws any environment of one task off screen: the models of a task share their meshes and textures.
-
-    Belongs to the thread that made it, as OpenGL contexts do.
-    """
-
-    def __init__(self, model: mujoco.MjModel, width: int, height: int) -> None:
-        model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        self._gl = _gl_context(width, height)
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(model, maxgeom=1000)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = False
-        self._options, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._viewport = mujoco.MjrRect(0, 0, width, height)
-
-    def draw(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> NDArray[np.uint8]:
-        """The picture of one camera, `[height, width, 3]`, first row at the top."""
-        self._gl.make_current()
-        self._camera.fixedcamid = model.camera(camera).id
-        mujoco.mjv_updateScene(model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
-        mujoco.mjr_render(self._viewport, self._scene, self._context)
-        picture = np.empty((self._viewport.height, self._viewport.width, 3), np.uint8)
-        mujoco.mjr_readPixels(picture, None, self._viewport, self._context)
-        return picture[::-1]
-
-    def close(self) -> None:
-        """Free the context, while there is still an interpreter to do it."""
-        self._gl.make_current()
-        self._context.free()
-        self._gl.free()
-
-
-def _gl_context(width: int, height: int) -> Any:
-    """A current context of the backend that MUJOCO_GL names.
-
-    Not `mujoco.GLContext`: that was chosen when something imported mujoco, maybe before MUJOCO_GL was set.
-    """
-    try:
-        backend: Any = import_module(f"mujoco.{os.environ['MUJOCO_GL']}")
-        # Without `_context` a context that cannot be made prints a second error when it is deleted.
-        context = type("Context", (backend.GLContext,), {"_context": None})(width, height)
-        context.make_current()
-    except Exception as error:  # every backend raises its own kind
-        raise no_gl(error) from None
-    return context
-
-
-_local = threading.local()
-
-
-def _renderer(task: str, model: mujoco.MjModel, width: int, height: int) -> Renderer:
-    """The calling thread's renderer of a task and size; making one takes half a second."""
-    if not hasattr(_local, "renderers"):
-        _local.renderers = {}
-    renderers: dict[tuple[str, int, int], Renderer] = _local.renderers
-    key = task, width, height
-    if key not in renderers:
-        renderers[key] = Renderer(model, width, height)
-        # Registered after mujoco's own handler, so run before it takes the display away.
-        atexit.unregister(close_renderers)
-        atexit.register(close_renderers)
-    return renderers[key]
-
-
-def close_renderers() -> None:
-    """Free the renderers that this thread made. A thread that draws calls it before it ends."""
-    renderers = getattr(_local, "renderers", {})
-    while renderers:
-        renderers.popitem()[1].close()
 
 
 _benchmark_lock = threading.Lock()
