@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_every_shipped_pipeline_parses_and_names_manifests_that_exist(name):
     config = load_config(name)
     assert config.name == name
-    assert load_manifest(config.vqa.manifest).kind == "vqa"
+    assert load_manifest(config.vqa.manifest).kind in ("vqa", "vqa-benchmark")
     if config.data.manifest:
         assert load_manifest(config.data.manifest).kind == "demonstrations"
 
