@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vla_tune.console import say, table
 from vla_tune.data.manifests import BenchmarkManifest, load_manifest
+from vla_tune.errors import UserError
 from vla_tune.policies import adapter_class
 from vla_tune.rollout.libero import ASSETS, assets_here
 
@@ -23,6 +24,8 @@ APPROXIMATE_MB = {
 """Weights that the shipped pipelines start from, from their parameters and the number format they are published in."""
 TOKENIZER_MB = 22
 """PaliGemma's, without its weights."""
+TRAINING = ("policy", "VLM", "tokenizer", "demonstrations")
+"""What `train` needs of it all."""
 TIMEOUT_S = 5.0
 
 
@@ -42,16 +45,21 @@ class Fetch:
 
     def size(self) -> str:
         """For people, in MB: exact where the Hub or a manifest says it."""
-        exact = self.megabytes or (0 if self.here else _asked(self.repo, self.kind))
-        if exact:
-            return f"{exact:,}"
-        return f"about {APPROXIMATE_MB[self.repo]:,}" if self.repo in APPROXIMATE_MB else "unknown: the Hub was not reached"
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            exact = self.megabytes or _asked(self.repo, self.kind)
+        except RepositoryNotFoundError:
+            return "unknown: the Hub has none of this name, or not for you"
+        except Exception:  # no network, offline mode: all end here
+            return f"about {APPROXIMATE_MB[self.repo]:,}" if self.repo in APPROXIMATE_MB else "unknown: the Hub was not reached"
+        return f"{exact:,}"
 
 
 def fetches(config: Config) -> list[Fetch]:
     """Everything on the Hub that the four stages read."""
     wanted = [("policy", config.policy.path), ("VLM", config.policy.base_vlm)]
-    found = [Fetch(what, name, "model", _cached(name, "model")) for what, name in wanted if name and _on_hub(name)]
+    found = [Fetch(what, name, "model", _cached(name, "model")) for what, name in wanted if name and _on_hub(what, name)]
     if tokenizer := adapter_class(config.policy.type).tokenizer:
         found.append(Fetch("tokenizer", tokenizer, "model", _cached(tokenizer, "model"), TOKENIZER_MB))
     if config.data.repo_id and not config.data.root:
@@ -67,18 +75,22 @@ def fetches(config: Config) -> list[Fetch]:
 
 
 def show_fetches(found: list[Fetch]) -> bool:
-    """Print them; whether all are here."""
+    """Print what is missing; whether all that training reads is here."""
     missing = [one for one in found if not one.here]
     if missing:
         rows = [[one.what, f"{one.kind} {one.repo}", one.size()] for one in missing]
         table("would be fetched from the Hugging Face Hub", ["for", "what", "MB"], rows)
     elif found:
         say(f"in the Hub's cache already: {', '.join(one.repo for one in found)}")
-    return not missing
+    return not any(one.what in TRAINING for one in missing)
 
 
-def _on_hub(name: str) -> bool:
-    return name != "demo" and not Path(name).expanduser().is_dir()
+def _on_hub(what: str, name: str) -> bool:
+    if name == "demo" or Path(name).expanduser().is_dir():
+        return False
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise UserError(f"the {what} '{name}' is neither a folder nor a name on the Hub (owner/name)")
+    return True
 
 
 def _cached(repo: str, kind: str, revision: str | None = None) -> bool:
@@ -102,13 +114,10 @@ def _recorded(repo: str) -> bool:
 
 
 def _asked(repo: str, kind: str) -> int:
-    """What the Hub says, in MB; 0 where it says nothing."""
+    """What the Hub says, in MB."""
     from huggingface_hub import HfApi
 
-    try:
-        hub = HfApi()
-        info = hub.dataset_info if kind == "dataset" else hub.model_info
-        files = info(repo, files_metadata=True, timeout=TIMEOUT_S).siblings or []
-    except Exception:  # no network, offline mode, no such repository, gated: all end here
-        return 0
+    hub = HfApi()
+    info = hub.dataset_info if kind == "dataset" else hub.model_info
+    files = info(repo, files_metadata=True, timeout=TIMEOUT_S).siblings or []
     return round(sum(file.size or 0 for file in files) / 1e6)

@@ -1,7 +1,6 @@
 """LIBERO with real physics: the protocol, a scripted expert, and the stage with worlds in processes of their own."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ def test_suites_stand_for_their_tasks():
         (["rollout.tasks=[libero_object/10]"], "libero_object/0 to libero_object/9"),
         (["rollout.tasks=[libero_object, libero_object/3]"], "'libero_object/3' is there twice"),
         (["rollout.tasks=[libero_object, reach-v3]"], "another robot"),
+        (["rollout.tasks=[libero_goal]", "rollout.first_seed=0", "rollout.compat=lerobot-eval"], "leave it out"),
         (["rollout.tasks=[libero_object/0]", "rollout.first_seed=45", "rollout.episodes=6"], "seeds up to 50.*tasks have 50"),
     ],
 )
@@ -47,8 +47,9 @@ def test_without_a_configuration_none_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("LIBERO_CONFIG_PATH", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("VLA_TUNE_CACHE", str(tmp_path / "cache"))
-    libero._configure()
-    assert os.environ["LIBERO_CONFIG_PATH"] == str(tmp_path / "cache" / "libero")
+    file = libero.config_file()
+    libero._write_config(file, libero._installed())
+    assert file == libero.config_file() == tmp_path / "cache" / "libero" / "config.yaml"
     lines = (tmp_path / "cache" / "libero" / "config.yaml").read_text().splitlines()
     folders = {key: Path(folder) for key, folder in (line.split(": ") for line in lines)}
     assert len(list(folders["init_states"].glob("libero_object/*.pruned_init"))) == 10
@@ -163,7 +164,7 @@ def test_the_policy_sees_upright_pictures_and_lerobots_state(world):
 
     world.render_observations = True
     observation, _ = world.reset(seed=1)
-    around = SIMULATOR.env_config([TASK], image_size=64, step_limit=None).get_env_processors()[0]
+    around = SIMULATOR.processor()
     pictures = {name: picture[None] for name, picture in observation["pixels"].items()}
     state = {part: {name: value[None] for name, value in values.items()} for part, values in observation["robot_state"].items()}
     seen = around(preprocess_observation({"pixels": pictures, "robot_state": state}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 def run_as_lerobot_eval(
     episodes: list[Episode],
     config: RolloutConfig,
-    env_config: Any,
+    image_size: int,
     load: Callable[[], tuple[PreTrainedPolicy, tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]]],
     on_done: Callable[[Episode], None],
 ) -> None:
     """Fill in the results of episodes that are dealt evenly over their tasks.
 
     Args:
-        env_config: lerobot's, of the same tasks. load: opens the policy and its processors, which draws random numbers.
+        image_size: edge of the pictures. load: opens the policy and its processors, which draws random numbers.
 
     Raises:
         UserError: not as many episodes of each task.
@@ -43,20 +43,26 @@ def run_as_lerobot_eval(
     from lerobot.scripts.lerobot_eval import rollout
     from lerobot.utils.random_utils import set_seed
 
+    from vla_tune.rollout.metaworld import MAX_STEPS, FastMetaworldConfig
+
     tasks = list(dict.fromkeys(episode.task for episode in episodes))
     if len(episodes) % len(tasks):
         raise UserError(f"rollout.episodes={len(episodes)}: lerobot-eval runs as many of each of the {len(tasks)} tasks")
+    limit, size = config.step_limit or MAX_STEPS, {"observation_width": image_size, "observation_height": image_size}
+    env_config = FastMetaworldConfig(task=",".join(tasks), episode_length=limit, **size)
+    torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = True  # as there
     set_seed(config.first_seed)
     worlds = make_env(env_config, n_envs=config.parallel, use_async_envs=config.processes)
     policy, (before, after) = load()
     policy.eval()
     around = env_config.get_env_processors()
     try:
-        for task, world in ((named(group, number), world) for group, numbered in worlds.items() for number, world in numbered.items()):
+        for task, world in ((task, numbered[0]) for task, numbered in worlds.items()):
             own = [episode for episode in episodes if episode.task == task]
             for first in range(0, len(own), config.parallel):
                 seeds = list(range(own[first].seed, own[first].seed + config.parallel))
-                with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where it draws bars of its own
+                amp = torch.autocast(torch.device(policy.config.device).type, enabled=policy.config.use_amp)
+                with torch.no_grad(), amp, contextlib.redirect_stderr(io.StringIO()):  # where it draws bars of its own
                     ran = rollout(world, policy, *around, before, after, seeds=seeds)
                 for row, episode in enumerate(own[first : first + config.parallel]):
                     episode.steps = int(ran["done"][row].int().argmax()) + 1
@@ -66,8 +72,3 @@ def run_as_lerobot_eval(
             world.close()
     finally:
         close_envs(worlds)
-
-
-def named(group: str, number: int) -> str:
-    """Our name of a task that lerobot puts under this group: a LIBERO suite's by its number, one of Meta-World's by its own."""
-    return f"{group}/{number}" if group.startswith("libero") else group

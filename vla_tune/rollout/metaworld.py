@@ -229,11 +229,8 @@ class Metaworld(Simulator):
     def maker(self, task: str, *, image_size: int, step_limit: int) -> Callable[[], FastMetaworldEnv]:
         return functools.partial(_make_world, task, image_size, step_limit)
 
-    def env_config(self, names: list[str], *, image_size: int, step_limit: int | None) -> FastMetaworldConfig:
-        tasks = [task for name in names for task in self.tasks(name)]
-        return FastMetaworldConfig(
-            task=",".join(tasks), episode_length=step_limit or MAX_STEPS, observation_width=image_size, observation_height=image_size
-        )
+    def processor(self) -> Any:
+        return FastMetaworldConfig().get_env_processors()[0]
 
     def check_seeds(self, first: int, last: int) -> None:
         if last >= FIRST_SEED:

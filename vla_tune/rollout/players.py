@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_tune.errors import RunError
 from vla_tune.rollout.worlds import Observation
 
 VIDEO_EVERY = 2
@@ -111,7 +113,13 @@ class Apart:
         self._vector.call_async(method, *arguments)
 
     def finish(self) -> Any:
-        return self._vector.call_wait()[0]
+        try:
+            return self._vector.call_wait()[0]
+        except (EOFError, ConnectionError):
+            raise RunError("the process of a world died; with rollout.processes=false what it says is seen") from None
 
     def close(self) -> None:
-        self._vector.close(terminate=True)
+        with contextlib.suppress(Exception):  # what the last call would have brought, or that its process is gone
+            self._vector.close(terminate=True)
+        for process in self._vector.processes:
+            process.terminate()

@@ -27,7 +27,7 @@ class World(Protocol):
         """Start the episode that this seed names, whatever came before."""
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Observation, reward, whether it succeeded or failed for good, whether time is up, information."""
+        """Observation, reward, whether the task is solved, whether the episode ends for another reason, information."""
 
     def render(self) -> NDArray[np.uint8]:
         """A picture of the present state for a video, `[height, width, 3]`."""
@@ -78,8 +78,8 @@ class Simulator(ABC):
         """What makes a world of the task; it can be sent to another process."""
 
     @abstractmethod
-    def env_config(self, names: list[str], *, image_size: int, step_limit: int | None) -> Any:
-        """lerobot's own configuration of these tasks and groups, as `lerobot-eval` takes it."""
+    def processor(self) -> Any:
+        """lerobot's processor of what its environments show, which comes before the policy's own."""
 
     @abstractmethod
     def check_seeds(self, first: int, last: int) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vla_tune.config import Config, RolloutConfig
     from vla_tune.rollout.actor import Actor
     from vla_tune.rollout.episodes import Episode
+    from vla_tune.rollout.ledger import Ledger
     from vla_tune.rollout.worlds import Simulator
 
     type Play = Callable[[list[Episode], Callable[[Episode], None]], None]
@@ -39,13 +40,17 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
         UserError: no such policy or task, a policy that does not fit the world, no GL backend.
 
     """
-    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=bool(config.rollout.tasks)) as draft:
+    resumable = bool(config.rollout.tasks) and not config.rollout.compat
+    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=resumable) as draft:
         policy, artifact = subject(config, run)
         if not config.rollout.tasks:
             return eval_offline.evaluate(config, policy, artifact, draft)
         evaluation = Evaluation(config, policy)
-        inputs = [artifact.as_input() if artifact else _as_input(policy)]
-        pace = evaluation.run(draft.path, inputs)
+        inputs = [artifact.as_input()] if artifact else _as_inputs(policy)
+        from vla_tune.rollout.ledger import Ledger
+
+        ledger = Ledger(draft.path, evaluation.basis(inputs))
+        pace = evaluation.run(ledger)
         report = evaluation.report()
         _write(draft.path, evaluation, report)
         show(report)
@@ -58,14 +63,14 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             "mean_steps": report["mean_steps"],
             "episodes_per_minute": pace,
         }
+        ledger.close()
         return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
 
-def _as_input(policy: str) -> dict[str, str]:
-    """How an artifact names a policy that no train artifact holds."""
+def _as_inputs(policy: str) -> list[dict[str, str]]:
+    """How an artifact names a policy folder that no train artifact holds; one on the Hub has no digest here."""
     folder = Path(policy)
-    digest = {"digest": table_digest(files_table(folder))} if folder.is_dir() else {}
-    return {"stage": "policy", "path": policy, **digest}
+    return [{"stage": "policy", "path": policy, "digest": table_digest(files_table(folder))}] if folder.is_dir() else []
 
 
 class Evaluation:
@@ -89,40 +94,37 @@ class Evaluation:
         self.probed += plan_probe(self.probed, tasks, self.simulator)
         self.limits = {task: settings.step_limit or self.simulator.step_limit(task) for task in tasks}
 
-    def run(self, folder: Path, inputs: list[dict[str, str]]) -> float:
-        """Run what is not done yet, and keep each episode in `folder` as it ends; how many a minute."""
-        from vla_tune.rollout.ledger import Ledger
-
-        settings = self._config.rollout
-        free = ("parallel", "processes") if not settings.compat else ()
-        shaping = {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
+    def basis(self, inputs: list[dict[str, str]]) -> dict[str, Any]:
+        """All that an episode's result depends on."""
+        free = ("parallel", "processes")
+        shaping = {key: value for key, value in dataclasses.asdict(self._config.rollout).items() if key not in free}
         versions = {**self._versions(), "vla-tune": version("vla-tune")}
-        ledger = Ledger(folder, {"inputs": inputs, "rollout": shaping, "versions": versions, "device": self._config.device})
+        return {"policy": self._policy, "inputs": inputs, "rollout": shaping, "versions": versions, "device": self._config.device}
+
+    def run(self, ledger: Ledger) -> float:
+        """Run what is not done yet, and keep each episode as it ends; how many a minute."""
+        settings = self._config.rollout
         everything = self.episodes + self.probed[settings.probe :]
-        left = everything if settings.compat else ledger.restore(everything)
-        ended = [episode for episode in self.episodes if episode.steps]
-        play = self._play_as_lerobot if settings.compat else self._player() if left else None
+        play = self._play_as_lerobot if settings.compat else self._player()
+        left = ledger.restore(everything)
         began = time.monotonic()
         try:
             with progress("closed-loop episodes", len(everything), "episodes") as counter:
                 counter.skip(len(everything) - len(left))
 
                 def keep(episode: Episode) -> None:
-                    if episode.given == "right":
-                        ended.append(episode)
                     if not settings.compat:
                         ledger.add(episode)
+                    ended = [one for one in self.episodes if one.steps]
                     counter.advance(note=f"success {sum(one.success for one in ended)}/{len(ended)}")
 
-                if play:
-                    play(left, keep)
+                play(left, keep)
         except KeyboardInterrupt:
-            if ended and not settings.compat:
-                warn(f"{len(ended)} episodes are done and kept in {folder}; the same command goes on from them")
+            if counter.done and not settings.compat:
+                warn(f"{counter.done} episodes are done and kept; the same command goes on from them")
             raise
         finally:
             self.simulator.close()
-        ledger.close()
         return 60 * len(left) / (time.monotonic() - began)
 
     def _player(self) -> Play:
@@ -144,11 +146,11 @@ class Evaluation:
         from vla_tune.rollout.compat import run_as_lerobot_eval
 
         settings = self._config.rollout
-        pictures = policy_config(self._policy).image_features.values()
-        size = settings.image_size or next((int(feature.shape[-1]) for feature in pictures), 0)
-        env_config = self.simulator.env_config(settings.tasks, image_size=size, step_limit=settings.step_limit)
+        known = policy_config(self._policy).image_features
+        shown = [known[camera] for camera in self.simulator.cameras if camera in known] or list(known.values())
+        size = settings.image_size or next((int(feature.shape[-1]) for feature in shown), 0)
         load = functools.partial(open_policy, self._config, self._policy, self.simulator)
-        run_as_lerobot_eval(episodes, settings, env_config, load, on_done)
+        run_as_lerobot_eval(episodes, settings, size, load, on_done)
 
     def _versions(self) -> dict[str, str]:
         return {name: version(name) for name in self.simulator.packages}
@@ -207,14 +209,25 @@ def check_rollout(config: RolloutConfig) -> tuple[Simulator, list[str]]:
     for task in tasks if config.probe else []:
         swap(task, 0, tasks, simulator)
     simulator.check_seeds(config.first_seed, config.first_seed + -(-config.episodes // len(tasks)) - 1)
-    if config.compat and config.probe:
-        raise UserError(f"rollout.probe={config.probe}: lerobot-eval has no language probe; leave out rollout.compat")
+    if config.episodes < len(tasks):
+        warn(f"rollout.episodes={config.episodes}: of the {len(tasks)} tasks those after {tasks[config.episodes - 1]} are left out")
+    if config.compat:
+        _check_compat(config, tasks)
     told: dict[str, str] = {}
     for task in tasks:
         other = told.setdefault(simulator.instruction(task), task)
         if other != task:
             warn(f"rollout.tasks: {other} and {task} share one instruction: '{simulator.instruction(task)}'")
     return simulator, tasks
+
+
+def _check_compat(config: RolloutConfig, tasks: list[str]) -> None:
+    if tasks[0].startswith("libero"):
+        raise UserError("rollout.compat=lerobot-eval: LIBERO's initial states do not follow from its seeds there; leave it out")
+    if config.probe:
+        raise UserError(f"rollout.probe={config.probe}: lerobot-eval has no language probe; leave out rollout.compat")
+    if config.videos != type(config).videos:
+        warn(f"rollout.videos={config.videos}: none are made with rollout.compat=lerobot-eval")
 
 
 def open_actor(config: Config, path: str, simulator: Simulator) -> tuple[Actor, int]:
@@ -226,8 +239,7 @@ def open_actor(config: Config, path: str, simulator: Simulator) -> tuple[Actor, 
     if config.rollout.image_size not in (None, size):
         warn(f"rollout.image_size={config.rollout.image_size}: the policy was trained on pictures of {size}x{size}")
     size = config.rollout.image_size or size
-    env_config = simulator.env_config(config.rollout.tasks[:1], image_size=size, step_limit=None)
-    return Actor(policy, processors, env_config.get_env_processors()[0]), size
+    return Actor(policy, processors, simulator.processor()), size
 
 
 def open_policy(

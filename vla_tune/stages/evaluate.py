@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_tune.artifacts import Artifact
-from vla_tune.console import warn
+from vla_tune.console import say, warn
 from vla_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,13 +22,17 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """
     from vla_tune.stages import eval_rollout, eval_vqa, report
 
+    goes_on = (run / "eval-rollout.partial").exists() and not overwrite  # it was interrupted there
     for name in ("eval-vqa", "eval-rollout", "report"):
-        if (run / name).exists() and not overwrite:
+        if (run / name).exists() and not overwrite and not (goes_on and name == "eval-vqa"):
             raise UserError(
                 f"{run / name} exists already; give --overwrite to redo evaluations and report, or run one of them by its own command"
             )
     failures: list[Exception] = []
     for stage in (eval_vqa, eval_rollout):
+        if goes_on and stage is eval_vqa and (run / "eval-vqa").exists():
+            say("eval-vqa is done; going on with eval-rollout")
+            continue
         try:
             stage.run(config, run, overwrite=overwrite)
         except Exception as error:  # whatever it was, the other evaluation is worth having

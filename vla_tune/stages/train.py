@@ -78,7 +78,7 @@ def _ready(config: Config) -> bool:
         tasks_of(simulator_of(config.rollout.tasks), config.rollout.tasks)
     ready = show_fetches(fetches(config))
     if not ready:
-        say("the configuration is sound; memory can be planned once all that is here (train and anchor fetch what they need)")
+        say("names and tasks are sound; memory can be planned once what training reads is here")
     return ready
 
 

@@ -14,15 +14,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vla_tune.config import read_yaml
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
 from vla_tune.rollout.worlds import Simulator, World
-
-if TYPE_CHECKING:
-    from lerobot.envs.configs import LiberoEnv as LiberoConfig
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 TASKS = 10
@@ -68,17 +65,10 @@ class Libero(Simulator):
     def maker(self, task: str, *, image_size: int, step_limit: int) -> Callable[[], World]:
         return functools.partial(_make_world, *split(task), image_size, step_limit)
 
-    def env_config(self, names: list[str], *, image_size: int, step_limit: int | None) -> LiberoConfig:
+    def processor(self) -> Any:
         from lerobot.envs.configs import LiberoEnv
 
-        chosen: dict[str, list[int]] = {}
-        for suite, number in (split(task) for name in names for task in self.tasks(name)):
-            chosen.setdefault(suite, []).append(number)
-        numbers = sorted(next(iter(chosen.values())))
-        if any(sorted(other) != numbers for other in chosen.values()):
-            raise UserError("rollout.tasks: lerobot-eval takes the same task numbers of every suite")
-        size = {"observation_height": image_size, "observation_width": image_size}
-        return LiberoEnv(task=",".join(chosen), task_ids=numbers, episode_length=step_limit, **size)
+        return LiberoEnv().get_env_processors()[0]
 
     def check_seeds(self, first: int, last: int) -> None:
         if last >= INITIAL_STATES:
@@ -120,14 +110,22 @@ def prepare() -> None:
     `assets` that such a file names; here they count.
 
     Raises:
-        UserError: LIBERO is not installed, or its assets are neither here nor to be had from the Hub.
+        UserError: LIBERO is not installed, cannot draw, or its assets are neither here nor to be had from the Hub.
 
     """
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    _configure()
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    import libero.libero as package
+    root = _installed()
+    from vla_tune.rollout.drawing import no_gl
 
+    file = config_file()
+    if not file.is_file():
+        _write_config(file, root)
+    os.environ["LIBERO_CONFIG_PATH"] = str(file.parent)
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    try:
+        import lerobot.envs.libero  # noqa: F401 - robosuite looks for a display
+        import libero.libero as package
+    except (ImportError, AttributeError, RuntimeError, OSError) as failure:
+        raise no_gl(failure) from None
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         named = Path(package.get_libero_path("assets"))
         if named.is_dir():
@@ -135,32 +133,34 @@ def prepare() -> None:
         found = Path(package.get_assets_path())
     if not (found / "scenes").is_dir():
         raise UserError(
-            f"LIBERO's assets are not in {found} and the Hub was not reached; put them there, or name their folder as `assets` in "
-            f"{_config_folder() / 'config.yaml'}"
+            f"LIBERO's assets are not in {found} and the Hub was not reached; put them there, or name their folder as `assets` in {file}"
         )
 
 
 def assets_here() -> bool:
     """Whether LIBERO's objects and scenes are on this machine, where it or its configuration says."""
-    file = _config_folder() / "config.yaml"
+    file = config_file()
     named = str(read_yaml(file).get("assets", "")) if file.is_file() else ""
     return any((Path(folder) / "scenes").is_dir() for folder in (named, Path.home() / ".cache" / "libero" / "assets") if folder)
 
 
-def _config_folder() -> Path:
-    return Path(os.environ.get("LIBERO_CONFIG_PATH") or Path.home() / ".libero")
+def config_file() -> Path:
+    """LIBERO's configuration: the user's, or else the one under our cache, which may not be there yet."""
+    user = Path(os.environ.get("LIBERO_CONFIG_PATH") or Path.home() / ".libero") / "config.yaml"
+    return user if user.is_file() else cache_folder() / "libero" / "config.yaml"
 
 
-def _configure() -> None:
+def _installed() -> Path:
     spec = importlib.util.find_spec("libero")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("LIBERO is not installed (no module 'libero'); pip install 'vla-tune[libero]' (Linux only)")
-    if (_config_folder() / "config.yaml").is_file():
-        return
-    root = Path(spec.submodule_search_locations[0]) / "libero"
-    folder = cache_folder() / "libero"
-    folder.mkdir(parents=True, exist_ok=True)
+    return Path(spec.submodule_search_locations[0]) / "libero"
+
+
+def _write_config(file: Path, root: Path) -> None:
     folders = {"bddl_files": "bddl_files", "init_states": "init_files", "datasets": "../datasets", "assets": "assets"}
     lines = [f"benchmark_root: {root}", *(f"{key}: {root / name}" for key, name in folders.items())]
-    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
-    os.environ["LIBERO_CONFIG_PATH"] = str(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f"{file.name}.{os.getpid()}")  # the worlds' processes read it at any time
+    fresh.write_text("\n".join(lines) + "\n")
+    fresh.replace(file)
