@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.artifacts import Artifact, Draft, files_table, table_digest, write_json
 from vla_tune.console import progress, table, warn
 from vla_tune.errors import UserError
+from vla_tune.rollout.ledger import Ledger
 from vla_tune.stages import eval_offline
 from vla_tune.stages.subject import subject
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vla_tune.config import Config, RolloutConfig
     from vla_tune.rollout.actor import Actor
     from vla_tune.rollout.episodes import Episode
-    from vla_tune.rollout.ledger import Ledger
     from vla_tune.rollout.worlds import Simulator
 
     type Play = Callable[[list[Episode], Callable[[Episode], None]], None]
@@ -47,8 +47,6 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             return eval_offline.evaluate(config, policy, artifact, draft)
         evaluation = Evaluation(config, policy)
         inputs = [artifact.as_input()] if artifact else _as_inputs(policy)
-        from vla_tune.rollout.ledger import Ledger
-
         ledger = Ledger(draft.path, evaluation.basis(inputs))
         pace = evaluation.run(ledger)
         report = evaluation.report()
