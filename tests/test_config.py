@@ -164,7 +164,7 @@ def test_every_integer_field_has_a_lower_bound():
             value = getattr(section, field.name)
             if dataclasses.is_dataclass(value):
                 yield from integers(value, f"{at}{field.name}.")
-            elif field.type == "int":
+            elif field.type in ("int", "int | None"):
                 yield f"{at}{field.name}"
 
     assert set(integers(Config(name=""))) == {*AT_LEAST_ONE, *AT_LEAST_ZERO}
