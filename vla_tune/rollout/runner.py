@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -61,7 +62,8 @@ class Runner:
                 self._leave({episode.task for episode in waiting})
         finally:
             while self._open:
-                self._open.pop().close()
+                with contextlib.suppress(Exception):  # a world that was interrupted while it was made; what interrupted it is told
+                    self._open.pop().close()
             self._idle.clear()
 
     def _next(self, waiting: list[Episode]) -> Episode:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from lerobot.envs.libero import LiberoEnv, get_libero_dummy_action
 from numpy.typing import NDArray
+from robosuite.utils.errors import RandomizationError
 
 from vla_tune.rollout.worlds import Observation
 
@@ -42,6 +43,7 @@ class LiberoWorld(LiberoEnv):  # type: ignore[misc]
             super()._ensure_env()
             made: Any = self._env
             inner = made.env
+            made.reset = functools.partial(_reset, made)  # LIBERO's own passes over a Ctrl-C
             # Every reset makes the simulation anew, cameras included.
             inner._create_camera_sensors = functools.partial(self._cameras, inner._create_camera_sensors)  # noqa: SLF001
 
@@ -72,3 +74,12 @@ class LiberoWorld(LiberoEnv):  # type: ignore[misc]
         camera = self.camera_name[0].removesuffix("_image")
         picture = self._env.sim.render(camera_name=camera, width=VIDEO_SIZE, height=VIDEO_SIZE)
         return np.ascontiguousarray(picture[::-1, ::-1])
+
+
+def _reset(made: Any) -> Any:
+    """Lay the objects out anew until they fit, as LIBERO does."""
+    while True:
+        try:
+            return made.env.reset()
+        except RandomizationError:
+            continue
