@@ -33,7 +33,7 @@ def run_as_lerobot_eval(
     """Fill in the results of episodes that are dealt evenly over their tasks.
 
     Args:
-        image_size: edge of the pictures. load: opens the policy and its processors, which draws random numbers.
+        image_size: edge of the pictures. load: opens the policy, in evaluation mode, and its processors; draws random numbers.
 
     Raises:
         UserError: not as many episodes of each task.
@@ -54,10 +54,10 @@ def run_as_lerobot_eval(
     set_seed(config.first_seed)
     worlds = make_env(env_config, n_envs=config.parallel, use_async_envs=config.processes)
     policy, (before, after) = load()
-    policy.eval()
     around = env_config.get_env_processors()
     try:
-        for task, world in ((task, numbered[0]) for task, numbered in worlds.items()):
+        for task, numbered in worlds.items():
+            world = numbered[0]
             own = [episode for episode in episodes if episode.task == task]
             for first in range(0, len(own), config.parallel):
                 seeds = list(range(own[first].seed, own[first].seed + config.parallel))

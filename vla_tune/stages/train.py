@@ -71,7 +71,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
 
 
 def _ready(config: Config) -> bool:
-    """Check what can be checked without a download, and tell what would be downloaded; whether that is nothing."""
+    """Check what can be checked without a download, and tell what would be downloaded; whether nothing of it is for training."""
     from vla_tune.rollout.worlds import simulator_of, tasks_of
 
     if config.rollout.tasks:
