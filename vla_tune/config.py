@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from vla_tune.console import warn
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import available, resource
@@ -34,6 +36,8 @@ METHODS = (
     "subspace",
 )
 """Each is a file of `vla_tune.methods`."""
+STRATEGIES = ("full", "lora", "lora_per_task", "replay", "shared", "moe_adapters", "igsp")
+"""What a stream of tasks is learnt by; each is a file of `vla_tune.continual`."""
 
 
 @dataclass
@@ -237,8 +241,95 @@ class SubspaceConfig:
 
 
 @dataclass
+class SharedConfig:
+    """One set of `experts` in every layer that all tasks train. rank, alpha, top_k: as for `igsp`."""
+
+    experts: int = 4
+    rank: int = 4
+    alpha: int = 8
+    top_k: int = 0
+
+
+@dataclass
+class ReplayConfig:
+    """`share` of a step's samples are of earlier tasks, of each of which `samples` are kept; all weights train."""
+
+    samples: int = 100
+    share: float = 0.5
+
+
+@dataclass
+class MoEAdaptersConfig:
+    """experts: a task and block. width: of an adapter's bottleneck. top_k: how many a sample uses."""
+
+    experts: int = 2
+    width: int = 64
+    top_k: int = 2
+
+
+@dataclass
+class IGSPConfig:
+    """The mixture of low-rank experts, and how each task finds its own (docs/continual.md).
+
+    rank, alpha: of every expert; they are scaled by alpha / rank. top_k: how many slots of a router a token uses; 0: all.
+    candidates: new experts a task and layer in phase 1. price: of the routing probability that goes to them.
+    check_every: steps from one look at the routers to the next. agreement: the share of tokens whose first choice must have stayed
+        for phase 1 to end; least: not before this step. most: phase 1 takes this share of a task's steps at most.
+    threshold: experts with a mean probability of less than this many times an equal share go.
+    pruning: by `probability`, or `random`, as many of them. sharing: which old experts a task may use, `all`, `none`, or those of the
+        one task that looks most `similar`.
+    orthogonal: weight of an explicit term that holds new experts' inputs apart from old ones'; 0: none.
+    protect: the share of its VQA inputs' energy that new experts of a VLM's layer do not see, from the anchor; 0: none.
+    """
+
+    rank: int = 4
+    alpha: int = 8
+    top_k: int = 0
+    candidates: int = 2
+    price: float = 0.1
+    check_every: int = 10
+    agreement: float = 0.98
+    least: int = 20
+    most: float = 0.5
+    threshold: float = 0.9
+    pruning: str = "probability"
+    sharing: str = "all"
+    orthogonal: float = 0.0
+    protect: float = 0.0
+
+
+@dataclass
+class StreamTask:
+    """One task of a stream: pictures or questions by their `manifest`, or what a robot does.
+
+    tasks: a robot's, by the names that `rollout.tasks` takes. instructions: whose demonstrations are learnt from; default: theirs.
+    """
+
+    name: str = MISSING
+    manifest: str | None = None
+    tasks: list[str] = field(default_factory=list)
+    instructions: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StreamConfig:
+    """Tasks that are learnt one after another, `train.steps` each; without any, training is of one task.
+
+    parts: which parts of the model get experts, of `text`, `vision` and, in a policy, `expert`; empty: all.
+    linears: which linear layers of them, by name; empty: all. inside: the share of a task's own samples that must count as its own.
+    folder: what relative paths of manifests start from.
+    """
+
+    tasks: list[StreamTask] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    linears: list[str] = field(default_factory=list)
+    inside: float = 0.99
+    folder: str | None = None
+
+
+@dataclass
 class MethodConfig:
-    """`name` is one of `METHODS`; every other field holds the options of the method that it is called after."""
+    """`name` is one of `METHODS`, or of `STRATEGIES` for a stream; every other field holds the options of what it is called after."""
 
     name: str = "full"
     full: FullConfig = field(default_factory=FullConfig)
@@ -254,6 +345,10 @@ class MethodConfig:
     wise_ft: WiSEFTConfig = field(default_factory=WiSEFTConfig)
     subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
     aegis: AegisConfig = field(default_factory=AegisConfig)
+    shared: SharedConfig = field(default_factory=SharedConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    moe_adapters: MoEAdaptersConfig = field(default_factory=MoEAdaptersConfig)
+    igsp: IGSPConfig = field(default_factory=IGSPConfig)
 
 
 @dataclass
@@ -329,6 +424,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     vqa: VqaConfig = field(default_factory=VqaConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, as it is written into an artifact."""
@@ -349,6 +445,17 @@ AT_LEAST_ONE = (
     "method.ewc.samples",
     "method.subspace.every",
     "method.aegis.every",
+    "method.shared.experts",
+    "method.shared.rank",
+    "method.shared.alpha",
+    "method.replay.samples",
+    "method.moe_adapters.experts",
+    "method.moe_adapters.width",
+    "method.moe_adapters.top_k",
+    "method.igsp.rank",
+    "method.igsp.alpha",
+    "method.igsp.candidates",
+    "method.igsp.check_every",
     "train.steps",
     "train.batch_size",
     "train.log_every",
@@ -369,6 +476,9 @@ AT_LEAST_ZERO = (
     "anchor.gradients",
     "method.warmup.steps",
     "method.aegis.samples",
+    "method.shared.top_k",
+    "method.igsp.top_k",
+    "method.igsp.least",
     "data.cache_mb",
     "train.warmup_steps",
     "vqa.ranked",
@@ -386,6 +496,8 @@ CHOICES = {
     "method.aegis.project": ("gradient", "update"),
     "method.subspace.project": ("both", "gradient", "update"),
     "method.subspace.sides": ("both", "inputs"),
+    "method.igsp.pruning": ("probability", "random"),
+    "method.igsp.sharing": ("all", "none", "similar"),
     "rollout.compat": ("lerobot-eval",),
 }
 
@@ -398,11 +510,22 @@ NOT_NEGATIVE = (
     "method.insulated.weight",
     "method.l2sp.weight",
     "method.ewc.weight",
+    "method.igsp.price",
+    "method.igsp.threshold",
+    "method.igsp.orthogonal",
 )
 """Finite numbers from 0 on."""
-SHARES = ("anchor.energy", "method.cotraining.share", "method.insulated.share", "method.subspace.energy")
+SHARES = (
+    "anchor.energy",
+    "method.cotraining.share",
+    "method.insulated.share",
+    "method.subspace.energy",
+    "method.igsp.agreement",
+    "method.igsp.most",
+    "stream.inside",
+)
 """Numbers above 0 and up to 1."""
-FRACTIONS = {"data.heldout": 0.5, "method.wise_ft.alpha": 1}
+FRACTIONS = {"data.heldout": 0.5, "method.wise_ft.alpha": 1, "method.igsp.protect": 1, "method.replay.share": 1}
 """Numbers from 0 to this one."""
 
 
@@ -545,8 +668,17 @@ def _check_values(config: Config) -> None:
             raise UserError(f"{key}={value_of(config, key)}: must be one of {', '.join(choices)}")
     if not 0 < config.train.lr < float("inf"):
         raise UserError(f"train.lr={config.train.lr}: must be a finite number above 0")
-    if config.method.name not in METHODS:
-        raise UserError(f"method.name={config.method.name}: unknown method; {nearest(config.method.name, list(METHODS))}")
+    names, what = (STRATEGIES, "way to learn a stream") if config.stream.tasks else (METHODS, "method")
+    if config.method.name not in names:
+        raise UserError(f"method.name={config.method.name}: unknown {what}; {nearest(config.method.name, list(names))}")
+    _check_stream(config.stream)
+
+
+def _check_stream(stream: StreamConfig) -> None:
+    names = [task.name for task in stream.tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"stream.tasks: two are called '{name}'; results are told apart by name")
 
 
 def _check_ranges(config: Config) -> None:

@@ -27,6 +27,11 @@ def demo_vlm() -> Path:
     return resource("assets", "demo_vlm")
 
 
+def demo_clip() -> Path:
+    """The folder of the embedded CLIP."""
+    return resource("assets", "demo_clip")
+
+
 def cache_folder() -> Path:
     """Where the demo keeps what it makes for itself: `$VLA_TUNE_CACHE`, else `~/.cache/vla-tune`."""
     return Path(os.environ.get("VLA_TUNE_CACHE") or Path.home() / ".cache" / "vla-tune").expanduser()

@@ -1,4 +1,4 @@
-"""What a data set is made of: the typed manifests in `data_manifests/`, your own, and folders of questions."""
+"""What a data set is made of: the typed manifests in `data_manifests/`, your own, and folders of questions or of labelled pictures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from vla_tune.artifacts import table_digest
 from vla_tune.config import read_yaml, structured
+from vla_tune.data.drawings import FAMILIES
 from vla_tune.data.scenes import QUESTION_TYPES, STYLES
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import available, resource
@@ -88,26 +89,87 @@ class BenchmarkManifest:
     download_mb: int = 0
 
 
+@dataclass
+class PerClass:
+    """How many pictures of each class are drawn for a split."""
+
+    train: int = 40
+    test: int = 20
+
+
+@dataclass
+class LabelColumns:
+    """Where the rows of labelled pictures hold what; `a.b` is the field `b` of the column `a`."""
+
+    image: str = "image"
+    label: str = "label"
+
+
+@dataclass
+class LabelledManifest:
+    """Pictures with one label each, to train a CLIP on and to test it: drawn by us, or somebody else's.
+
+    generator: `drawings`, which takes the next four keys; without it `dataset` is read.
+    family: what is drawn, one of `vla_tune.data.drawings.FAMILIES`. mirrored: pictures are flipped left to right, labels stay.
+    dataset: Hub id, a folder laid out like one, or a folder or .zip that holds `index.csv`, which needs none of the next five keys.
+    revision: a commit on the Hub. train, test: each a glob of parquet files.
+    split_seed: where train and test are the same files, a random 80 % of the rows by this seed are train, the others test.
+    classes: each label as it stands in the data (a number without a name: its place here, from 0), and the words for it, in the order
+        of the classes; empty: the labels as they stand, sorted, in lower case, CamelCase and under_scores made words.
+    templates: what a picture says, the words filled in for `{}`; training uses the first, evaluation the mean of all.
+    download_mb: what is fetched from the Hub, in MB.
+    """
+
+    kind: str = "classification"
+    generator: str | None = None
+    family: str = ""
+    per_class: PerClass = field(default_factory=PerClass)
+    mirrored: bool = False
+    seed: int = 0
+    dataset: str = ""
+    revision: str | None = None
+    train: str = ""
+    test: str = ""
+    columns: LabelColumns = field(default_factory=LabelColumns)
+    split_seed: int | None = None
+    classes: dict[str, str] = field(default_factory=dict)
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    license: str = MISSING
+    download_mb: int = 0
+
+
+INDEX_FILE = "index.csv"
+"""What makes a folder or a .zip one of labelled pictures: a table with the columns file, label and split (train or test)."""
 QUESTIONS_FILE = "qa.jsonl"
 """What makes a folder one of questions: a JSON object a line, `{image, question, answer or answers, split?, type?, question_id?}`."""
 METRICS = ("exact", "vqa", "choice", "yes_no")
 """One right answer; VQA's soft accuracy over annotators; multiple choice by letter or text; yes or no, with POPE's figures."""
 
-Manifest = DemonstrationsManifest | VqaManifest | BenchmarkManifest
-SCHEMAS: dict[str, type[Manifest]] = {"demonstrations": DemonstrationsManifest, "vqa": VqaManifest, "vqa-benchmark": BenchmarkManifest}
-GENERATORS = {"demonstrations": ["metaworld"], "vqa": ["shapes", "touch"]}
+Manifest = DemonstrationsManifest | VqaManifest | BenchmarkManifest | LabelledManifest
+SCHEMAS: dict[str, type[Manifest]] = {
+    "demonstrations": DemonstrationsManifest,
+    "vqa": VqaManifest,
+    "vqa-benchmark": BenchmarkManifest,
+    "classification": LabelledManifest,
+}
+GENERATORS = {"demonstrations": ["metaworld"], "vqa": ["shapes", "touch"], "classification": ["drawings"]}
+_DRAWN_KEYS = ("family", "per_class", "mirrored", "seed")
+_FILE_KEYS = ("revision", "train", "test", "columns", "split_seed")
+"""What a classification manifest says of drawings alone, and of parquet files alone."""
 
 
 def load_manifest(name: str) -> Manifest:
-    """The shipped manifest of that name, that of a YAML file, or one for a folder that holds `qa.jsonl`.
+    """The shipped manifest of that name, that of a YAML file, or one for a folder with `qa.jsonl`, or a folder or .zip with `index.csv`.
 
     Raises:
         UserError: there is none of that name, or its file is wrong.
 
     """
     place = manifest_source(name)
-    if place.is_dir():
+    if (place / QUESTIONS_FILE).is_file():
         return BenchmarkManifest(dataset=str(place), license="unstated")
+    if holds_index(str(place)):
+        return LabelledManifest(dataset=str(place), license="unstated")
     return parse_manifest(read_yaml(place), str(place))
 
 
@@ -122,17 +184,26 @@ def manifest_source(name: str) -> Path:
         return resource("data_manifests", f"{name}.yaml")
     place = Path(name).expanduser()
     if place.is_dir():
-        if not (place / QUESTIONS_FILE).is_file():
-            raise UserError(f"manifest: the folder {name} holds no {QUESTIONS_FILE}; docs/benchmarks.md says what it has to look like")
+        if not any((place / file).is_file() for file in (QUESTIONS_FILE, INDEX_FILE)):
+            raise UserError(
+                f"manifest: the folder {name} holds no {QUESTIONS_FILE} (questions; docs/benchmarks.md) and no {INDEX_FILE} (labelled "
+                "pictures: a table with the columns file, label and split)"
+            )
         return place
-    if name.endswith((".yaml", ".yml")) or "/" in name:
+    if name.endswith((".yaml", ".yml", ".zip")) or "/" in name:
         if not place.is_file():
             raise UserError(f"manifest: there is no file or folder {name}")
         return place
     raise UserError(
         f"manifest: there is no data manifest '{name}'; {nearest(name, available('data_manifests'))} "
-        f"(or give the path of a YAML file, or of a folder with {QUESTIONS_FILE})"
+        f"(or give the path of a YAML file, or of a folder with {QUESTIONS_FILE} or {INDEX_FILE})"
     )
+
+
+def holds_index(dataset: str) -> bool:
+    """Whether a data set is a folder with `index.csv`, or a .zip, which can be nothing else."""
+    place = Path(dataset).expanduser()
+    return place.suffix == ".zip" or (place / INDEX_FILE).is_file()
 
 
 def parse_manifest(values: dict[str, Any], source: str) -> Manifest:
@@ -144,13 +215,20 @@ def parse_manifest(values: dict[str, Any], source: str) -> Manifest:
     if isinstance(manifest, BenchmarkManifest):
         _check_benchmark(manifest, source)
         return manifest
-    if manifest.generator not in GENERATORS[kind]:
-        raise UserError(f"{source}: generator: '{manifest.generator}' is unknown; {nearest(manifest.generator, GENERATORS[kind])}")
+    if isinstance(manifest, LabelledManifest):
+        _check_labelled(manifest, source)
+        return manifest
+    _check_generator(manifest.generator, kind, source)
     if isinstance(manifest, DemonstrationsManifest):
         _check_demonstrations(manifest, source)
     else:
         _check_questions(manifest, source)
     return manifest
+
+
+def _check_generator(generator: str, kind: str, source: str) -> None:
+    if generator not in GENERATORS[kind]:
+        raise UserError(f"{source}: generator: '{generator}' is unknown; {nearest(generator, GENERATORS[kind])}")
 
 
 def _check_demonstrations(manifest: DemonstrationsManifest, source: str) -> None:
@@ -188,6 +266,54 @@ def _check_benchmark(manifest: BenchmarkManifest, source: str) -> None:
     for key in () if local else ("anchor", "test"):
         if not getattr(manifest, key):
             raise UserError(f"{source}: {key}: name the parquet files of the data set that serve as it, for example data/test-*.parquet")
+
+
+def _check_labelled(manifest: LabelledManifest, source: str) -> None:
+    if (manifest.generator is None) == (not manifest.dataset):
+        raise UserError(f"{source}: generator, dataset: give one of them: pictures are either drawn or read")
+    if manifest.generator is not None:
+        _check_drawn(manifest, manifest.generator, source)
+    else:
+        _check_read(manifest, source)
+    for template in manifest.templates:
+        if "{}" not in template:
+            raise UserError(f"{source}: templates: the class has to stand in '{template}', as {{}}")
+    if not manifest.templates:
+        raise UserError(f"{source}: templates: at least one is needed, for example a photo of a {{}}.")
+    words = list(manifest.classes.values())
+    twice = [one for one in words if words.count(one) > 1]
+    if twice:
+        raise UserError(f"{source}: classes: '{twice[0]}' stands for two labels, which no text could tell apart; word them differently")
+
+
+def _check_drawn(manifest: LabelledManifest, generator: str, source: str) -> None:
+    _check_generator(generator, manifest.kind, source)
+    _check_unused(manifest, (*_FILE_KEYS, "download_mb"), f"generator: {generator}", source)
+    if manifest.family not in FAMILIES:
+        raise UserError(f"{source}: family: '{manifest.family}' is unknown; {nearest(manifest.family, list(FAMILIES))}")
+    for split in ("train", "test"):
+        if getattr(manifest.per_class, split) < 1:
+            raise UserError(f"{source}: per_class.{split}={getattr(manifest.per_class, split)}: must be at least 1")
+
+
+def _check_read(manifest: LabelledManifest, source: str) -> None:
+    _check_unused(manifest, _DRAWN_KEYS, "dataset", source)
+    if holds_index(manifest.dataset):
+        _check_unused(manifest, _FILE_KEYS, f"a dataset with {INDEX_FILE}", source)
+        return
+    for key in ("train", "test"):
+        if not getattr(manifest, key):
+            raise UserError(f"{source}: {key}: name the parquet files of the data set that serve as it, for example data/{key}-*.parquet")
+    if (manifest.train == manifest.test) != (manifest.split_seed is not None):
+        raise UserError(f"{source}: split_seed: it is needed where train and test are the same files, and only there")
+
+
+def _check_unused(manifest: LabelledManifest, keys: tuple[str, ...], beside: str, source: str) -> None:
+    """A key that would be read past is told."""
+    untouched = LabelledManifest()
+    for key in keys:
+        if getattr(manifest, key) != getattr(untouched, key):
+            raise UserError(f"{source}: {key}: it says nothing beside {beside}; leave it out")
 
 
 def manifest_digest(manifest: Manifest) -> str:

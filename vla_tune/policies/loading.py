@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vla_tune.errors import UserError, nearest
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.resources import demo_vlm
+from vla_tune.resources import demo_clip, demo_vlm
 
 if TYPE_CHECKING:
     from lerobot.configs import PolicyFeature
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
     from vla_tune.policies.base import PolicyAdapter
 
+SHIPPED = {"demo": demo_vlm, "demo-clip": demo_clip}
+
 
 def vlm_source(name: str) -> str:
-    """A Hub id or an absolute folder; `demo` is the VLM that is shipped."""
-    if name == "demo":
-        return str(demo_vlm())
+    """A Hub id or an absolute folder; `demo` is the VLM that is shipped, `demo-clip` the CLIP."""
+    if name in SHIPPED:
+        return str(SHIPPED[name]())
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts import file_digest
-from vla_tune.data.manifests import QUESTIONS_FILE, BenchmarkManifest
+from vla_tune.data.manifests import QUESTIONS_FILE, BenchmarkManifest, LabelledManifest
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
 from vla_tune.vqa.scorers import LETTERS
@@ -158,15 +158,15 @@ def _local_row(line: str, where: str) -> Row:
 def _from_parquet(manifest: BenchmarkManifest, split: str) -> tuple[list[Row], Dataset]:
     """The rows of a split's files, and beside them a dataset with the column `image`."""
     patterns = {"anchor": manifest.anchor, "test": manifest.test}
-    folder = _fetched(manifest, [patterns[split], *([manifest.pictures] if manifest.pictures else [])])
-    table = _table(folder, patterns[split], manifest)
+    folder = fetched_folder(manifest, [patterns[split], *([manifest.pictures] if manifest.pictures else [])])
+    table = parquet_table(folder, patterns[split], manifest)
     columns = manifest.columns
     named = {key: getattr(columns, key) for key in ("question", "answers", "choices", "image_id", "question_id", "type")}
     known = set(table.column_names)
     for key, name in {**named, **({} if manifest.pictures else {"image": columns.image})}.items():
         if name is not None and name.split(".")[0] not in known:
             raise UserError(f"columns.{key}: {manifest.dataset} has no column '{name}'; it has {', '.join(sorted(known))}")
-    values = {key: [None] * len(table) if name is None else _column(table, name) for key, name in named.items()}
+    values = {key: [None] * len(table) if name is None else column_values(table, name) for key, name in named.items()}
     if manifest.pictures:
         files = _extracted(folder, manifest)
         pictures = _pictures_by_id(files, values["image_id"], manifest)
@@ -178,8 +178,13 @@ def _from_parquet(manifest: BenchmarkManifest, split: str) -> tuple[list[Row], D
     return [dict(zip(values, row, strict=True)) | {"split": owner} for row in zip(*values.values(), strict=True)], pictures
 
 
-def _fetched(manifest: BenchmarkManifest, patterns: list[str]) -> Path:
-    """The folder that holds the files, from the Hub's cache or fetched into it where the data set is no local folder."""
+def fetched_folder(manifest: BenchmarkManifest | LabelledManifest, patterns: list[str]) -> Path:
+    """The folder that holds the files, from the Hub's cache or fetched into it where the data set is no local folder.
+
+    Raises:
+        UserError: they are neither here nor can be fetched.
+
+    """
     local = Path(manifest.dataset).expanduser()
     if local.is_dir():
         return local
@@ -194,7 +199,13 @@ def _fetched(manifest: BenchmarkManifest, patterns: list[str]) -> Path:
         ) from None
 
 
-def _table(folder: Path, pattern: str, manifest: BenchmarkManifest) -> Dataset:
+def parquet_table(folder: Path, pattern: str, manifest: BenchmarkManifest | LabelledManifest) -> Dataset:
+    """The rows of all files that fit, in the order of the files' names.
+
+    Raises:
+        UserError: none fits.
+
+    """
     from datasets import load_dataset
 
     files = sorted(str(file) for file in folder.glob(pattern))
@@ -203,7 +214,8 @@ def _table(folder: Path, pattern: str, manifest: BenchmarkManifest) -> Dataset:
     return load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache_folder() / "benchmarks"))
 
 
-def _column(table: Dataset, name: str) -> list[Any]:
+def column_values(table: Dataset, name: str) -> list[Any]:
+    """A column, or with `a.b` the field `b` of the column `a`."""
     first, *rest = name.split(".")
     values: list[Any] = table.select_columns([first]).to_dict()[first]
     for part in rest:
@@ -222,7 +234,7 @@ def _extracted(folder: Path, manifest: BenchmarkManifest) -> dict[str, Path]:
     """The pictures of `manifest.pictures` as files under the cache folder, by id: many questions share one."""
     from datasets import Image
 
-    table = _table(folder, str(manifest.pictures), manifest)
+    table = parquet_table(folder, str(manifest.pictures), manifest)
     missing = {"id", manifest.columns.image} - set(table.column_names)
     if missing:
         raise UserError(f"pictures: {manifest.pictures} has no column '{min(missing)}'; it has {', '.join(sorted(table.column_names))}")

@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from vla_tune.artifacts import file_digest, table_digest, write_json
 from vla_tune.console import warn
-from vla_tune.data.manifests import BenchmarkManifest, DemonstrationsManifest, VqaManifest, load_manifest
+from vla_tune.data.manifests import BenchmarkManifest, DemonstrationsManifest, LabelledManifest, VqaManifest, load_manifest
 from vla_tune.data.scenes import SPLITS, noisy, picture_hash
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
@@ -62,7 +62,7 @@ def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> D
     from vla_tune.vqa.benchmarks import benchmark_questions
 
     manifest = load_manifest(manifest_name)
-    if isinstance(manifest, DemonstrationsManifest):
+    if isinstance(manifest, DemonstrationsManifest | LabelledManifest):
         raise UserError(f"vqa.manifest={manifest_name}: it describes {manifest.kind}, not questions")
     benchmark = benchmark_questions(manifest, split) if isinstance(manifest, BenchmarkManifest) else None
     total = PICTURES * QUESTIONS_PER_PICTURE if benchmark is None else len(benchmark)
@@ -134,20 +134,25 @@ def _stored(manifest: VqaManifest, split: str) -> Path:
     """The parquet file of a whole split, made where it is missing or does not match its digest."""
     kind = "-".join([manifest.generator, *sorted(manifest.types), *([manifest.style] if manifest.style != "plain" else [])])
     folder = cache_folder() / "questions" / f"{kind}-{generator_of(manifest).version}.{QUESTIONS_VERSION}-seed-{manifest.seed}-{split}"
-    file, digest = folder / FILE, folder / "digest.json"
+    return stored(folder / FILE, lambda file: _write(file, manifest, split))
+
+
+def stored(file: Path, write: Callable[[Path], None]) -> Path:
+    """`file`, made by `write` where it is missing or does not match its digest; its folder holds nothing else."""
+    folder, digest = file.parent, file.with_name("digest.json")
     if folder.exists():
         if _matches(file, digest):
             return file
-        warn(f"{folder} is damaged; the questions are made again")
+        warn(f"{folder} is damaged; what it held is made again")
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        _write(fresh / FILE, manifest, split)
-        write_json(fresh / digest.name, {"sha256": file_digest(fresh / FILE)})
+        write(fresh / file.name)
+        write_json(fresh / digest.name, {"sha256": file_digest(fresh / file.name)})
         fresh.rename(folder)
     except OSError:
-        if not _matches(file, digest):  # else another process has put the same questions there meanwhile
+        if not _matches(file, digest):  # else another process has put the same there meanwhile
             raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

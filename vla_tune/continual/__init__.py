@@ -1,0 +1,29 @@
+"""Continual-learning strategies, one a file: what is added, trained and frozen for each task of a stream."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from vla_tune.config import STRATEGIES
+from vla_tune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from vla_tune.continual.base import Strategy
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class of a strategy's name.
+
+    Raises:
+        UserError: unknown strategy.
+
+    """
+    from vla_tune.continual.base import Strategy
+
+    if name not in STRATEGIES:
+        raise UserError(f"method.name={name}: a stream is learnt by one of {', '.join(STRATEGIES)}; {nearest(name, list(STRATEGIES))}")
+    module = import_module(f"vla_tune.continual.{name}")
+    return next(
+        kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Strategy) and vars(kind).get("name") == name
+    )

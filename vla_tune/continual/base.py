@@ -1,0 +1,92 @@
+"""The interface of a continual-learning strategy: what is added and trained for each task of a stream, one strategy a file.
+
+The training loop owns the data, the optimizer, the schedule and checkpoints; a `Learner` owns the model and its loss.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vla_tune.config import MethodConfig
+    from vla_tune.experts.tasks import TaskRouter
+    from vla_tune.streams.learner import Batch, Learner
+
+Tasks = int | Tensor | None
+"""One task for all samples, a number a sample (negative: none), or none at all."""
+
+
+class Strategy(ABC):
+    """One way to learn task after task; the model of `learner` is changed in place.
+
+    routes: whether samples have to be told apart by task at deployment.
+    """
+
+    name: ClassVar[str]
+    routes: ClassVar[bool] = True
+
+    def __init__(self, learner: Learner, settings: MethodConfig, router: TaskRouter, steps: int) -> None:
+        self.learner, self.settings, self.router = learner, settings, router
+        self.steps = steps
+        """Of the optimizer, a task."""
+        self.diagnostics: dict[str, Any] = {}
+        """Of the last step, for the log."""
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Freeze and wrap, once."""
+
+    @abstractmethod
+    def begin(self, task: int) -> None:
+        """Add what a task needs, before its optimizer is made."""
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains now."""
+
+    def loss(self, task: int, batch: Batch) -> Tensor:
+        """What a step minimises."""
+        with self.routed(task):
+            return self.learner.loss(batch)
+
+    def after_update(self, task: int) -> None:  # noqa: B027
+        """Look after the parameters, right after the optimizer has changed them."""
+
+    def after_step(self, task: int, step: int) -> bool:  # noqa: ARG002
+        """Look at the task after its step number `step`; whether `parameters` are others now."""
+        return False
+
+    def end(self, task: int) -> None:  # noqa: B027
+        """Settle what a task leaves, after its last step."""
+
+    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Forward passes in here are those of these tasks."""
+        return nullcontext()
+
+    @abstractmethod
+    def added(self) -> dict[str, int]:
+        """How many numbers the model has now that it did not have, by what they are."""
+
+    def record(self, task: int) -> dict[str, Any]:  # noqa: ARG002
+        """What there is to tell of a task when it has ended, for the report."""
+        return {}
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the strategy has changed or added: with the model that the stream started from, everything."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
+        """Go back to a `state_dict` and its `note`; nothing trains until the next `begin` or `resume`."""
+
+    def note(self) -> str:
+        """What of the state is no tensor, as JSON."""
+        return "{}"
+
+    def resume(self, task: int) -> None:
+        """After `load_state_dict` of a checkpoint in the middle of a task: what trains, trains again."""
+        raise NotImplementedError

@@ -1,0 +1,77 @@
+"""What the strategies that add low-rank experts share: the pool, the parts of the model that are new, the state."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from vla_tune.continual.base import Strategy, Tasks
+from vla_tune.experts.pool import ExpertPool
+
+
+class Experts(Strategy):
+    """The model is frozen but for parts that were never trained (a new action expert): those train with the first task.
+
+    In the first task these layers get no experts: their own weights can learn.
+    """
+
+    def prepare(self) -> None:
+        fresh = dict(self.learner.fresh())
+        rank, alpha, top_k = self.shape()
+        self.pool = ExpertPool(self.learner.model, self.learner.layers(), rank=rank, scale=alpha / rank, top_k=top_k)
+        self.fresh = fresh
+        own = {id(p) for p in fresh.values()}
+        self.young = {name for name, layer in self.pool.layers.items() if id(layer.weight) in own}
+
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Rank, alpha, and top-k of the routers."""
+
+    def begin(self, task: int) -> None:
+        self.pool.freeze()
+        for parameter in self.fresh.values():
+            parameter.requires_grad = task == 0
+        self.grow(task)
+
+    @abstractmethod
+    def grow(self, task: int) -> None:
+        """Add the experts of a task."""
+
+    def places(self, task: int) -> list[str]:
+        """The layers that get experts in a task."""
+        return [name for name in self.pool.layers if task or name not in self.young]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.learner.model.parameters() if p.requires_grad]
+
+    def end(self, task: int) -> None:
+        self.pool.freeze()
+        for parameter in self.fresh.values():
+            parameter.requires_grad = False
+
+    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
+        return self.pool.routed(tasks)
+
+    def added(self) -> dict[str, int]:
+        return self.pool.count()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self.pool.state_dict(), **{f"fresh:{name}": p.detach() for name, p in self.fresh.items()}}
+
+    def note(self) -> str:
+        return json.dumps({"structure": self.pool.structure()})
+
+    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
+        self.pool.load(state, json.loads(note)["structure"])
+        with torch.no_grad():
+            for name, parameter in self.fresh.items():
+                parameter.copy_(state[f"fresh:{name}"])
+
+    def resume(self, task: int) -> None:
+        self.pool.thaw(task)
+        for parameter in self.fresh.values():
+            parameter.requires_grad = task == 0

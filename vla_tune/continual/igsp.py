@@ -1,0 +1,160 @@
+"""iGSP (arXiv 2605.19301): find the subspace of a task among old and candidate experts, then fine-tune in it.
+
+Phase 1, Subspace Identification: candidates are added to every layer beside the frozen experts of earlier tasks; the loss has a
+price on the routing probability of new experts. When the routers agree with themselves, candidates that little flows through go.
+Phase 2, Orthogonal Subspace Fine-Tuning: the structure is fixed, the price is gone, what is left trains on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vla_tune.console import say
+from vla_tune.continual.experts import Experts
+from vla_tune.experts.phases import agreement, kept_slots, new_mass, overlap
+from vla_tune.experts.pool import mean_shares, owner, top_slots
+
+if TYPE_CHECKING:
+    from vla_tune.streams.learner import Batch
+
+
+class IGSP(Experts):
+    """The strategy; docs/continual.md says what of it is the paper's."""
+
+    name: ClassVar[str] = "igsp"
+
+    def prepare(self) -> None:
+        self.own = self.settings.igsp
+        super().prepare()
+        self.identified: dict[int, dict[str, Any]] = {}
+        """What phase 1 found, by task: the step that it ended at, the agreements, the mean shares, what was kept."""
+        self._probe: Batch | None = None
+        self._before: list[Tensor] | None = None
+
+    def shape(self) -> tuple[int, int, int]:
+        return self.own.rank, self.own.alpha, self.own.top_k
+
+    def grow(self, task: int) -> None:
+        self.pool.grow(task, self.own.candidates, self.places(task), old=self._shared(task))
+        self.identified[task] = {"agreement": [], "ended": None}
+        self._probe = self._before = None
+
+    def _shared(self, task: int) -> Callable[[str], bool]:
+        """Which experts of earlier tasks a task may use; with `similar`, those of the task that looks most like it."""
+        if self.own.sharing == "similar" and task:
+            nearest = self.router.nearest(task)
+            return lambda expert: owner(expert) == nearest
+        return lambda _: self.own.sharing == "all"
+
+    # Phase 1.
+
+    def identifying(self, task: int) -> bool:
+        """Whether a task is in phase 1."""
+        return self.identified[task]["ended"] is None
+
+    def loss(self, task: int, batch: Batch) -> Tensor:
+        if not self.identifying(task):
+            return super().loss(task, batch) + self._overlap(task)
+        with self.pool.watched() as seen:
+            loss = super().loss(task, batch)
+        used = {name: calls for name, calls in seen.items() if calls}
+        probabilities = [call for calls in used.values() for call in calls]
+        fresh = [self._fresh(task, name) for name, calls in used.items() for _ in calls]
+        mass = new_mass(probabilities, fresh)
+        self.diagnostics = {"new_mass": mass.item()}
+        return loss + self.own.price * mass + self._overlap(task)
+
+    def _fresh(self, task: int, layer: str) -> Tensor:
+        mixture = self.pool.layers[layer].mixture(task)
+        assert mixture is not None
+        return torch.tensor([False, *(owner(one) == task for one in mixture.experts)])
+
+    def _overlap(self, task: int) -> Tensor | float:
+        """The explicit term; without it new experts are held apart from old ones by the structure alone."""
+        if not self.own.orthogonal:
+            return 0.0
+        terms = []
+        for layer in self.pool.layers.values():
+            new = [down for name, down in layer.down.items() if owner(name) == task]
+            old = [down for name, down in layer.down.items() if owner(name) < task]
+            if new and old:
+                terms.append(overlap(new, old))
+        return self.own.orthogonal * torch.stack(terms).sum() if terms else 0.0
+
+    def after_step(self, task: int, step: int) -> bool:
+        if not self.identifying(task) or step % self.own.check_every:
+            return False
+        if self._probe is None:
+            self._probe = self.learner.probe(task)
+        with torch.no_grad(), self.pool.watched() as seen, self.routed(task):
+            self.learner.loss(self._probe)
+        used = {name: calls for name, calls in seen.items() if calls}
+        now = [top_slots(calls) for calls in used.values()]
+        found = self.identified[task]
+        if self._before is not None:
+            found["agreement"].append([step, agreement(self._before, now)])
+        self._before = now
+        settled = len(found["agreement"]) > 0 and found["agreement"][-1][1] >= self.own.agreement
+        if (not settled or step < self.own.least) and step < self.own.most * self.steps:
+            return False
+        self._decide(task, step, {name: mean_shares(calls) for name, calls in used.items()})
+        self._before = None
+        return True
+
+    def _decide(self, task: int, step: int, shares: dict[str, Tensor]) -> None:
+        """Prune, and go over to phase 2."""
+        kept: dict[str, list[str]] = {}
+        for name in self.places(task):
+            mixture = self.pool.layers[name].mixture(task)
+            assert mixture is not None
+            kept[name] = [mixture.experts[slot - 1] for slot in kept_slots(shares[name], self.own.threshold)]
+        if self.own.pruning == "random":
+            kept = self._at_random(task, kept)
+        self.pool.keep(task, kept)
+        new = sum(owner(one) == task for names in kept.values() for one in names)
+        old = sum(owner(one) != task for names in kept.values() for one in names)
+        self.identified[task] |= {"ended": step, "new": new, "old": old, "candidates": self.own.candidates * len(kept)}
+        say(f"task {task + 1}: routers settled after {step} steps; {new} of {self.own.candidates * len(kept)} new experts stay, {old} old are used")
+
+    def _at_random(self, task: int, kept: dict[str, list[str]]) -> dict[str, list[str]]:
+        """As many experts as were to stay, drawn from all: the control of what routing probabilities say."""
+        slots = [(name, one) for name in kept for one in self.pool.layers[name].mixture(task).experts]  # type: ignore[union-attr]
+        rng = random.Random(task)  # noqa: S311
+        new = [slot for slot in slots if owner(slot[1]) == task]
+        old = [slot for slot in slots if owner(slot[1]) != task]
+        count = sum(owner(one) == task for names in kept.values() for one in names)
+        others = sum(len(names) for names in kept.values()) - count
+        drawn = {*rng.sample(new, count), *rng.sample(old, others)}
+        return {name: [one for place, one in slots if place == name and (place, one) in drawn] for name in kept}
+
+    # What is told and kept.
+
+    def record(self, task: int) -> dict[str, Any]:
+        """Phase 1 of a task, and the mean share of every expert in every layer after its last step."""
+        with torch.no_grad(), self.pool.watched() as seen, self.routed(task):
+            self.learner.loss(self.learner.probe(task))
+        shares = {}
+        for name, calls in seen.items():
+            mixture = self.pool.layers[name].mixture(task)
+            if calls and mixture is not None:
+                shares[name] = dict(zip(["base", *mixture.experts], mean_shares(calls).tolist(), strict=True))
+        return {**self.identified[task], "shares": shares}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        before = {f"before:{number:05d}": slots for number, slots in enumerate(self._before or [])}
+        return {**super().state_dict(), **before}
+
+    def note(self) -> str:
+        return json.dumps({**json.loads(super().note()), "identified": self.identified})
+
+    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
+        super().load_state_dict(state, note)
+        self.identified = {int(task): found for task, found in json.loads(note)["identified"].items()}
+        self._probe = None
+        self._before = [state[key] for key in sorted(state) if key.startswith("before:")] or None

@@ -1,0 +1,31 @@
+"""One low-rank adapter (LoRA) that goes on training on task after task."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+from vla_tune.continual.base import Tasks
+from vla_tune.continual.experts import Experts
+
+
+class LoRA(Experts):
+    """Sequential LoRA: every task is the pool's task 0."""
+
+    name: ClassVar[str] = "lora"
+    routes: ClassVar[bool] = False
+
+    def shape(self) -> tuple[int, int, int]:
+        return self.settings.lora.rank, self.settings.lora.alpha, 0
+
+    def grow(self, task: int) -> None:
+        missing = [name for name in self.places(task) if self.pool.layers[name].mixture(0) is None]
+        self.pool.grow(0, 1, missing, routed=False)
+        self.pool.thaw(0)
+
+    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
+        return self.pool.routed(0)
+
+    def resume(self, task: int) -> None:
+        super().resume(task)
+        self.pool.thaw(0)

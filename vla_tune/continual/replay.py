@@ -1,0 +1,42 @@
+"""Full fine-tuning that goes on seeing some samples of every earlier task: the control that keeps data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from vla_tune.continual.full import Full
+
+if TYPE_CHECKING:
+    from vla_tune.streams.learner import Batch
+
+
+class Replay(Full):
+    """Each step's loss is the task's plus that of samples of one earlier task, the tasks taking turns."""
+
+    name: ClassVar[str] = "replay"
+
+    def begin(self, task: int) -> None:
+        super().begin(task)
+        self._drawn = 0
+
+    def loss(self, task: int, batch: Batch) -> Tensor:
+        loss = super().loss(task, batch)
+        count = round(self.settings.replay.share * self.learner.config.train.batch_size)
+        if task and count:
+            old = self.learner.remembered(self._drawn % task, self.settings.replay.samples, count, self._drawn)
+            loss = loss + self.settings.replay.share * super().loss(task, old)
+        self._drawn += 1
+        return loss
+
+    def note(self) -> str:
+        return str(self._drawn)
+
+    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
+        super().load_state_dict(state, note)
+        self._noted = int(note)
+
+    def resume(self, task: int) -> None:
+        super().resume(task)
+        self._drawn = self._noted

@@ -1,0 +1,163 @@
+"""A linear layer with low-rank experts beside it: y = W x + s * sum over e of p_e(x) B_e A_e x.
+
+One product with the stacked A and router, a softmax, one product with the stacked B: two matrix products a layer, as plain LoRA.
+peft's layers hold several adapters but no gate between their two factors, so these are our own; names and initial values are LoRA's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+BASE = 0
+"""The slot of a router that stands for the layer as it is: what goes there is changed by no expert."""
+
+
+class Routing:
+    """Which task each sample of the next forward pass belongs to; one object for all layers of a model.
+
+    tasks: one task for all samples, a number a sample `[batch]` (negative: none), or None: no expert takes part.
+    watch: called by every layer with itself and its probabilities `[..., 1 + experts]`.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: int | Tensor | None = None
+        self.watch: Callable[[ExpertLinear, Tensor], None] | None = None
+
+    def rows(self, count: int) -> dict[int, Tensor] | int | None:
+        """The task of all rows, or which of `count` rows belong to each task. Several rows a sample (pictures) lie together."""
+        if not isinstance(self.tasks, Tensor):
+            return self.tasks
+        if count % len(self.tasks):
+            raise ValueError(f"{count} rows cannot be dealt to {len(self.tasks)} samples")
+        tasks = self.tasks.repeat_interleave(count // len(self.tasks))
+        found: list[int] = tasks.unique().tolist()
+        if len(found) == 1:
+            return found[0]
+        return {task: (tasks == task).nonzero().flatten() for task in found}
+
+
+class Mixture(nn.Module):
+    """The experts that one task uses in one layer, and its router over them.
+
+    experts: their names. weight, bias: the router's, `[1 + experts, d]` and `[1 + experts]`, the first row the base's; with
+    `routed=False` there is none, and every expert counts in full.
+    """
+
+    def __init__(self, width: int, experts: list[str], *, routed: bool = True, like: Tensor | None = None) -> None:
+        super().__init__()
+        self.experts = experts
+        where = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        self.weight = nn.Parameter(torch.zeros(1 + len(experts), width, **where)) if routed else None
+        self.bias = nn.Parameter(torch.zeros(1 + len(experts), **where)) if routed else None
+
+    def keep(self, experts: list[str]) -> None:
+        """Forget the other experts; the router's rows go with them."""
+        rows = [BASE, *(1 + self.experts.index(one) for one in experts)]
+        if self.weight is not None and self.bias is not None:
+            self.weight, self.bias = (nn.Parameter(old.detach()[rows].clone(), old.requires_grad) for old in (self.weight, self.bias))
+        self.experts = experts
+
+
+class ExpertLinear(nn.Module):
+    """A frozen linear layer `[out, d]` with its experts, and a `Mixture` a task.
+
+    rank: of every expert. scale: of their sum (LoRA's alpha / rank). top_k: how many slots a token uses at most; 0: all.
+    """
+
+    def __init__(self, base: nn.Linear, routing: Routing, *, rank: int, scale: float, top_k: int = 0) -> None:
+        super().__init__()
+        self.base, self.routing = base.requires_grad_(requires_grad=False), routing
+        self.rank, self.scale, self.top_k = rank, scale, top_k
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        self.mixtures = nn.ModuleDict()
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen layer's; lerobot reads its type."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's."""
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    def add_expert(self, name: str) -> None:
+        """A new expert that changes nothing yet: A random, B zero."""
+        down = torch.empty(self.rank, self.in_features, device=self.weight.device, dtype=self.weight.dtype)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        self.down[name] = nn.Parameter(down)
+        self.up[name] = nn.Parameter(self.weight.new_zeros(self.out_features, self.rank))
+
+    def add_mixture(self, task: int, experts: list[str], *, routed: bool = True) -> None:
+        """What a task will use, in equal parts to begin with."""
+        self.mixtures[str(task)] = Mixture(self.in_features, experts, routed=routed, like=self.weight)
+
+    def mixture(self, task: int) -> Mixture | None:
+        """What a task uses here; None where it uses the layer as it is."""
+        return self.mixtures[str(task)] if str(task) in self.mixtures else None  # type: ignore[return-value]
+
+    def remove_expert(self, name: str) -> None:
+        """Forget an expert that no mixture uses any more."""
+        del self.down[name], self.up[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        rows = self.routing.rows(len(x))
+        if rows is None:
+            return y
+        if isinstance(rows, int):
+            update = self.update(x, rows)
+            return y if update is None else y + update
+        for task, own in rows.items():
+            update = self.update(x[own], task)
+            if update is not None:
+                y = y.index_add(0, own, update)
+        return y
+
+    def update(self, x: Tensor, task: int) -> Tensor | None:
+        """What the experts of a task add at inputs `[..., d]`; None where it has none."""
+        mixture = self.mixture(task)
+        if mixture is None or not mixture.experts:
+            return None
+        downs = [self.down[name] for name in mixture.experts]
+        ups = torch.cat([self.up[name] for name in mixture.experts], dim=1)
+        if mixture.weight is None:
+            return self.scale * F.linear(F.linear(x, torch.cat(downs)), ups)
+        both = F.linear(x, torch.cat([*downs, mixture.weight]))
+        inner, logits = both.split([len(downs) * self.rank, 1 + len(downs)], dim=-1)
+        probabilities = gates(logits + mixture.bias, self.top_k)
+        if self.routing.watch is not None:
+            self.routing.watch(self, probabilities)
+        gated = inner.unflatten(-1, (len(downs), self.rank)) * probabilities[..., 1:, None]
+        return self.scale * F.linear(gated.flatten(-2), ups)
+
+    def merged(self, task: int, mean: Tensor | None) -> Tensor:
+        """One weight for a task `[out, d]`, its experts in their mean shares `[experts]` (exact where these are constant)."""
+        mixture = self.mixture(task)
+        weight = self.weight.detach().clone()
+        if mixture is not None:
+            shares = torch.ones(len(mixture.experts)) if mean is None else mean
+            for name, share in zip(mixture.experts, shares.tolist(), strict=True):
+                weight += self.scale * share * (self.up[name] @ self.down[name]).detach()
+        return weight
+
+
+def gates(logits: Tensor, top_k: int) -> Tensor:
+    """Routing probabilities `[..., slots]`: the softmax, over the `top_k` largest logits alone where that is not 0."""
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return logits.softmax(dim=-1)

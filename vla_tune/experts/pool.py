@@ -1,0 +1,176 @@
+"""All expert layers of a model as one thing: attach, grow, freeze, prune, save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vla_tune.experts.layer import BASE, ExpertLinear, Mixture, Routing
+
+
+class ExpertPool:
+    """The experts of a model.
+
+    Args:
+        model: changed in place: its chosen linear layers become `ExpertLinear`, everything in it is frozen.
+        layers: full names of the linear layers to change.
+        rank, scale, top_k: as in `ExpertLinear`.
+
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[str], *, rank: int, scale: float, top_k: int = 0) -> None:
+        model.requires_grad_(requires_grad=False)
+        self.model, self.routing = model, Routing()
+        self.layers: dict[str, ExpertLinear] = {}
+        for name in layers:
+            parent, _, child = name.rpartition(".")
+            layer = ExpertLinear(model.get_submodule(name), self.routing, rank=rank, scale=scale, top_k=top_k)  # type: ignore[arg-type]
+            setattr(model.get_submodule(parent), child, layer)
+            self.layers[name] = layer
+
+    def grow(
+        self, task: int, candidates: int, places: Iterable[str], *, routed: bool = True, old: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        """New experts for a task in these layers, and its mixture over them and those of the earlier experts that `old` lets it use."""
+        for name in places:
+            layer = self.layers[name]
+            known = [one for one in layer.down if old(one)]
+            fresh = [f"{task}-{number}" for number in range(candidates)]
+            for one in fresh:
+                layer.add_expert(one)
+            layer.add_mixture(task, [*known, *fresh], routed=routed)
+
+    def thaw(self, task: int) -> None:
+        """A task's own experts and its routers train."""
+        for layer in self.layers.values():
+            for part in (layer.down, layer.up):
+                for one, parameter in part.items():
+                    parameter.requires_grad = owner(one) == task
+            mixture = layer.mixture(task)
+            if mixture is not None:
+                mixture.requires_grad_()
+
+    def freeze(self) -> None:
+        """Nothing that is here trains any more."""
+        for layer in self.layers.values():
+            for part in (layer.down, layer.up, layer.mixtures):
+                part.requires_grad_(requires_grad=False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains."""
+        return [p for layer in self.layers.values() for p in layer.parameters() if p.requires_grad]
+
+    def count(self) -> dict[str, int]:
+        """How many numbers the experts and the routers are made of."""
+        experts = sum(p.numel() for layer in self.layers.values() for part in (layer.down, layer.up) for p in part.values())
+        routers = sum(p.numel() for layer in self.layers.values() for p in layer.mixtures.parameters())
+        return {"experts": experts, "routers": routers}
+
+    @contextmanager
+    def routed(self, tasks: int | Tensor | None) -> Iterator[None]:
+        """Forward passes in here are those of these tasks (see `Routing`)."""
+        before, self.routing.tasks = self.routing.tasks, tasks
+        try:
+            yield
+        finally:
+            self.routing.tasks = before
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[str, list[Tensor]]]:
+        """Collect the probabilities `[..., 1 + experts]` of every layer's calls in here."""
+        names = {id(layer): name for name, layer in self.layers.items()}
+        seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
+
+        def note(layer: ExpertLinear, probabilities: Tensor) -> None:
+            seen[names[id(layer)]].append(probabilities)
+
+        before, self.routing.watch = self.routing.watch, note
+        try:
+            yield seen
+        finally:
+            self.routing.watch = before
+
+    def keep(self, task: int, kept: dict[str, list[str]]) -> None:
+        """Cut a task's mixtures down to the experts named by layer; its own experts that are not named cease to be."""
+        for name, layer in self.layers.items():
+            mixture = layer.mixture(task)
+            assert mixture is not None
+            gone = [one for one in mixture.experts if one not in kept[name]]
+            mixture.keep([one for one in mixture.experts if one in kept[name]])
+            for one in gone:
+                if owner(one) == task:
+                    layer.remove_expert(one)
+            if not mixture.experts:
+                del layer.mixtures[str(task)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every expert and router, by `{layer}:{experts|routers}:...`."""
+        state: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            for one in layer.down:
+                state |= {f"{name}:{one}:down": layer.down[one].detach(), f"{name}:{one}:up": layer.up[one].detach()}
+            for task, mixture in _mixtures(layer):
+                if mixture.weight is not None and mixture.bias is not None:
+                    state |= {f"{name}:router-{task}:weight": mixture.weight.detach(), f"{name}:router-{task}:bias": mixture.bias.detach()}
+        return state
+
+    def structure(self) -> str:
+        """Which experts each task uses in each layer, and whether by a router, as JSON."""
+        layers = {
+            name: {str(task): [mixture.weight is not None, *mixture.experts] for task, mixture in _mixtures(layer)}
+            for name, layer in self.layers.items()
+        }
+        return json.dumps(layers)
+
+    def load(self, state: dict[str, Tensor], structure: str) -> None:
+        """Become what `state_dict` and `structure` came from; everything is frozen."""
+        tasks: dict[str, dict[str, list[str]]] = json.loads(structure)
+        for name, layer in self.layers.items():
+            layer.down.clear()
+            layer.up.clear()
+            layer.mixtures.clear()
+            own = [key.split(":")[1] for key in state if key.startswith(f"{name}:") and key.endswith(":down")]
+            for one in sorted(own, key=lambda expert: [int(part) for part in expert.split("-")]):
+                layer.add_expert(one)
+                _fill(layer.down[one], state[f"{name}:{one}:down"])
+                _fill(layer.up[one], state[f"{name}:{one}:up"])
+            for task, (routed, *experts) in tasks[name].items():
+                layer.add_mixture(int(task), experts, routed=bool(routed))
+                mixture = layer.mixture(int(task))
+                assert mixture is not None
+                if mixture.weight is not None and mixture.bias is not None:
+                    _fill(mixture.weight, state[f"{name}:router-{task}:weight"])
+                    _fill(mixture.bias, state[f"{name}:router-{task}:bias"])
+        self.freeze()
+
+
+def owner(expert: str) -> int:
+    """The task that an expert was made for."""
+    return int(expert.split("-")[0])
+
+
+def mean_shares(seen: list[Tensor]) -> Tensor:
+    """The mean probability of each slot `[1 + experts]` over all tokens of some calls."""
+    flat = torch.cat([one.detach().flatten(0, -2) for one in seen])
+    return flat.double().mean(0)
+
+
+def top_slots(seen: list[Tensor]) -> Tensor:
+    """The slot that each token uses most, `[tokens]`."""
+    return torch.cat([one.detach().flatten(0, -2).argmax(-1) for one in seen])
+
+
+def _mixtures(layer: ExpertLinear) -> list[tuple[int, Mixture]]:
+    return [(int(task), mixture) for task, mixture in layer.mixtures.items()]  # type: ignore[misc]
+
+
+def _fill(parameter: nn.Parameter, value: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(value)
+
+
+__all__ = ["BASE", "ExpertPool", "mean_shares", "owner", "top_slots"]

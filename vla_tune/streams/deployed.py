@@ -1,0 +1,44 @@
+"""A model as it is met after some task of a stream: no task id is given, each sample's task is told from its features."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vla_tune.experts.tasks import NONE
+
+if TYPE_CHECKING:
+    from vla_tune.continual.base import Strategy, Tasks
+    from vla_tune.experts.tasks import TaskRouter
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A strategy after its first `learnt` tasks.
+
+    how: `sample` decides for every sample alone; `batch` once for all samples of a test set, as published selectors do; `given`
+        takes the number `task`, the upper bound that an oracle would reach.
+    """
+
+    strategy: Strategy
+    router: TaskRouter
+    learnt: int
+    how: str = "sample"
+    task: int | None = None
+
+    def tasks(self, features: Tensor) -> Tensor | None:
+        """The tasks of samples by the frozen model's features `[n, d]`; None where the strategy treats all alike."""
+        if not self.strategy.routes:
+            return None
+        if not self.learnt:
+            return features.new_full((len(features),), NONE).long()
+        if self.how == "given":
+            return features.new_full((len(features),), self.task if self.task is not None and self.task < self.learnt else NONE).long()
+        return (self.router.assign if self.how == "sample" else self.router.assign_batch)(features, self.learnt)
+
+    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
+        """Forward passes in here are those of these tasks."""
+        return self.strategy.routed(tasks)

@@ -1,0 +1,148 @@
+"""Every task after every task: the matrix, and what is drawn from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vla_tune.console import progress
+from vla_tune.geometry.continual import average, last, summary, transfer
+from vla_tune.streams.deployed import Deployed
+from vla_tune.streams.training import AFTER, done
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vla_tune.streams.training import Stream
+
+HOW = ("sample", "batch", "given")
+"""How samples are told apart by task; figures are those of the first, the others stand beside it (`Deployed`)."""
+
+
+@dataclass
+class Cell:
+    """The scores of one task's test samples after one task `[n]`, and the task that each was taken to be of."""
+
+    after: int
+    task: int
+    scores: Tensor
+    tasks: Tensor | None
+
+
+def measure(stream: Stream, folder: Path, tasks: list[int], *, later: bool) -> dict[str, list[Cell]]:
+    """The cells of every row of the matrix, by how samples are told apart.
+
+    Row 0 is the model that the stream started from. tasks: the columns. later: whether tasks are also scored before they are learnt.
+    """
+    rows = done(folder)
+    ways = HOW if stream.strategy.routes else HOW[:1]
+    cells: dict[str, list[Cell]] = {how: [] for how in ways}
+    cells["start"] = [Cell(-1, task, *stream.learner.score(task, _at(stream, 0))) for task in tasks] if later else []
+    total = sum(1 for after in range(rows) for task in tasks if later or task <= after)
+    with progress("tasks after tasks", total, "cells") as counter:
+        for after in range(rows):
+            stream.restore(folder / AFTER, str(after))
+            for task in tasks:
+                if not later and task > after:
+                    continue
+                for how in ways:
+                    if how == "sample" or after == rows - 1:
+                        cells[how].append(Cell(after, task, *stream.learner.score(task, _at(stream, after + 1, how, task))))
+                counter.advance()
+    return cells
+
+
+def _at(stream: Stream, learnt: int, how: str = "sample", task: int | None = None) -> Deployed:
+    return Deployed(stream.strategy, stream.router, learnt, how, task)
+
+
+def matrix_of(cells: list[Cell], rows: int, columns: list[int]) -> Tensor:
+    """Mean scores `[rows, columns]`, float64; nan where nothing was measured."""
+    matrix = torch.full((rows, len(columns)), torch.nan, dtype=torch.float64)
+    for cell in cells:
+        matrix[cell.after, columns.index(cell.task)] = cell.scores.mean()
+    return matrix
+
+
+def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed: int) -> dict[str, Any]:
+    """What a report tells of a stream: the matrix, ZSCL's figures with 95 % intervals by bootstrap over test samples, the routing."""
+    tasks = sorted({cell.task for cell in cells["sample"]})
+    rows = 1 + max(cell.after for cell in cells["sample"])
+    matrix = matrix_of(cells["sample"], rows, tasks)
+    square = rows == len(tasks)
+    report: dict[str, Any] = {
+        "tasks": names,
+        "matrix": _listed(matrix),
+        "start": [float(cell.scores.mean()) for cell in cells["start"]] or None,
+        "n": [len(next(cell for cell in cells["sample"] if cell.task == task).scores) for task in tasks],
+    }
+    if square:
+        report["figures"] = _with_intervals(cells["sample"], tasks, resamples, seed)
+        report["by_task"] = {
+            "transfer": [None, *_listed(transfer(matrix))],
+            "average": _listed(average(matrix)),
+            "last": _listed(last(matrix)),
+        }
+    for how in ("batch", "given"):
+        if how in cells and cells[how]:
+            report[f"last_by_{how}"] = {
+                "by_task": [float(cell.scores.mean()) for cell in cells[how]],
+                "mean": float(np.mean([float(cell.scores.mean()) for cell in cells[how]])),
+            }
+    ends = [cell for cell in cells["sample"] if cell.after == rows - 1 and cell.tasks is not None]
+    if ends:
+        report["taken_for"] = [
+            [float((cell.tasks == task).double().mean()) for task in (*range(rows), -1)]  # type: ignore[union-attr]
+            for cell in ends
+        ]
+    return report
+
+
+def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: int) -> dict[str, dict[str, float | None]]:
+    """Each figure of `summary`, its test samples drawn again: the same samples of a task for every row."""
+    rng = np.random.default_rng(seed)
+    scores = {(cell.after, cell.task): cell.scores.numpy() for cell in cells}
+    rows = len(tasks)
+    drawn = np.full((resamples, rows, rows), np.nan)
+    for column, task in enumerate(tasks):
+        own = [row for row in range(rows) if (row, task) in scores]
+        table = np.stack([scores[row, task] for row in own])
+        counts = rng.multinomial(table.shape[1], np.full(table.shape[1], 1 / table.shape[1]), size=resamples)
+        drawn[:, own, column] = counts @ table.T / table.shape[1]
+    point = summary(matrix_of(cells, rows, tasks))
+    many = [summary(torch.from_numpy(one)) for one in drawn]
+    found: dict[str, dict[str, float | None]] = {}
+    for name, value in point.items():
+        low, high = (None, None) if value is None else (float(q) for q in np.quantile([one[name] for one in many], [0.025, 0.975]))  # type: ignore[arg-type]
+        found[name] = {"value": value, "low": low, "high": high}
+    return found
+
+
+def parameters(folder: Path) -> dict[str, Any]:
+    """What each task trained and what the model has grown by, from the records of a stream."""
+    records = [json.loads((folder / AFTER / f"{task}.json").read_text())["record"] for task in range(done(folder))]
+    trainable = [record["trainable"] for record in records]
+    added = [sum(record["added"].values()) for record in records]
+    return {
+        "trainable": trainable,
+        "mean_trainable": float(np.mean([one["mean"] for one in trainable])),
+        "mean_trainable_first": float(np.mean([one["first"] for one in trainable])),
+        "mean_trainable_last": float(np.mean([one["last"] for one in trainable])),
+        "added": added,
+        "final_added": added[-1],
+        "final_parts": records[-1]["added"],
+        "task_router": records[-1]["router"],
+        "fresh": records[0]["fresh"],
+        "records": records,
+    }
+
+
+def _listed(tensor: Tensor) -> list[Any]:
+    """As JSON has it: null where nothing was measured."""
+    values = tensor.tolist()
+    return [_listed(torch.tensor(row, dtype=torch.float64)) if isinstance(row, list) else (None if row != row else row) for row in values]  # noqa: PLR0124 - nan

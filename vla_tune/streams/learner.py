@@ -1,0 +1,155 @@
+"""What a strategy and the stream's loop may know of a model and its tasks; one learner a kind of stream."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vla_tune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from vla_tune.config import Config
+    from vla_tune.streams.deployed import Deployed
+
+Batch = Any
+"""One batch as the learner's own `loss` takes it."""
+
+class Learner(ABC):
+    """A model, the tasks it learns one after another, and how it is scored on them.
+
+    known_parts: the parts of the model that experts may go to, by name.
+    """
+
+    model: nn.Module
+    known_parts: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config: Config) -> None:
+        from vla_tune.policies.loading import check_device, vlm_source
+
+        check_device(config.device)
+        self.config, self.tasks = config, [task.name for task in config.stream.tasks]
+        if not config.policy.base_vlm:
+            raise UserError("policy.base_vlm must be set: it is the model that the stream starts from")
+        self.base = vlm_source(config.policy.base_vlm)
+        self._linears = config.stream.linears
+        self._parts = config.stream.parts or [part for part in self.known_parts]
+        for part in self._parts:
+            if part not in self.known_parts:
+                raise UserError(f"stream.parts: there is no '{part}' here; there are: {', '.join(self.known_parts)}")
+
+    # Places.
+
+    @abstractmethod
+    def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
+        """The transformer blocks, by part: full name and block."""
+
+    def layers(self) -> list[str]:
+        """The full names of the linear layers that experts go to.
+
+        Raises:
+            UserError: none of them is called so.
+
+        """
+        found = [
+            f"{name}.{inner}"
+            for part in self._parts
+            for name, block in self.stacks().get(part, [])
+            for inner, module in block.named_modules()
+            if isinstance(module, nn.Linear) and (not self._linears or inner.rpartition(".")[2] in self._linears)
+        ]
+        if not found:
+            raise UserError(f"stream.linears={self._linears}: no linear layer in the blocks of {', '.join(self._parts)} is called so")
+        return found
+
+    def blocks(self) -> list[tuple[nn.Module, nn.Module, int]]:
+        """Of every block the norm before its MLP, the MLP, and the width of the residual stream."""
+        found = []
+        for part in self._parts:
+            for _, block in self.stacks().get(part, []):
+                norm = getattr(block, "layer_norm2", None) or getattr(block, "post_attention_layernorm")  # noqa: B009 - either name
+                found.append((norm, block.mlp, int(norm.weight.shape[0])))
+        return found  # type: ignore[return-value]
+
+    def fresh(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that nothing was trained on before the stream."""
+        return []
+
+    def thaw(self) -> None:
+        """Everything trains that full fine-tuning trains."""
+        self.model.requires_grad_()
+
+    # Training.
+
+    @abstractmethod
+    def batches(self, task: int, step: int) -> Iterator[Batch]:
+        """Training batches of a task without end, as after `step` of them."""
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, LRScheduler, float]:
+        """An optimizer with its schedule over the steps of a task, and the norm that gradients are clipped to: lerobot's, here AdamW."""
+        from lerobot.optim.optimizers import AdamWConfig
+        from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
+
+        train = self.config.train
+        optimizer = AdamWConfig(lr=train.lr, weight_decay=0.0).build(parameters)
+        schedule = CosineDecayWithWarmupSchedulerConfig(train.warmup_steps, train.steps, train.lr, 0.0)
+        return optimizer, schedule.build(optimizer, train.steps), 1.0
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The task's loss on a batch."""
+
+    @abstractmethod
+    def probe(self, task: int) -> Batch:
+        """A fixed batch of a task's training samples, for looking at."""
+
+    @abstractmethod
+    def remembered(self, task: int, samples: int, count: int, number: int) -> Batch:
+        """`count` of the first `samples` training samples of a task; draw `number` is the same whenever it is made."""
+
+    # Telling tasks apart.
+
+    @abstractmethod
+    def task_features(self, task: int) -> Tensor:
+        """How the model as it routes now sees a task's training samples, `[n, d]`."""
+
+    # Scoring.
+
+    @abstractmethod
+    def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
+        """The scores of a task's test samples in 0..1 `[n]`, and the task that each was taken to be of."""
+
+    # Keeping.
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """The model as its library saves it."""
+
+
+def draws(count: int, batch_size: int, seed: int, task: int, step: int) -> Iterator[Tensor]:
+    """Row numbers of training batches: batch k is the same whenever it is asked for, epochs are permutations."""
+    per_epoch = max(count // batch_size, 1)
+    while True:
+        epoch, place = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed((seed * 10_007 + task) * 100_003 + epoch)
+        order = torch.randperm(count, generator=generator)
+        for at in range(place, per_epoch):
+            yield order[at * batch_size : (at + 1) * batch_size]
+            step += 1
+
+
+def redraws(samples: int, count: int, seed: int, number: int) -> Tensor:
+    """`count` row numbers below `samples`, with replacement."""
+    return torch.randint(samples, (count,), generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
+
+
+def part_blocks(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
+    """The modules whose full name matches, in order."""
+    return [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]

@@ -1,0 +1,172 @@
+"""Streams of image classification with CLIP, as MTIL has them (arXiv 2303.06628): each task a data set with its class names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from vla_tune.console import progress
+from vla_tune.errors import UserError
+from vla_tune.images.dataset import LabelledImages, labelled_images
+from vla_tune.streams.learner import Learner, draws, part_blocks, redraws
+
+if TYPE_CHECKING:
+    from vla_tune.config import Config
+    from vla_tune.streams.deployed import Deployed
+
+SMOOTHING = 0.1
+PROBE = 64
+"""Pictures that routers are looked at on."""
+CHUNK = 256
+
+
+class Pictures(Learner):
+    """A CLIP, its two towers; a batch is `(task, pixels [batch, 3, height, width], labels [batch])`."""
+
+    known_parts: ClassVar[tuple[str, ...]] = ("text", "vision")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.model, self.processor = load_clip(self.base, config.device)
+        self.device = torch.device(config.device)
+        self._sets = [
+            {split: labelled_images(task.manifest, split) for split in ("train", "test")} for task in config.stream.tasks if task.manifest
+        ]
+
+    def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
+        return {
+            "text": part_blocks(self.model, r"text_model\.encoder\.layers\.\d+"),
+            "vision": part_blocks(self.model, r"vision_model\.encoder\.layers\.\d+"),
+        }
+
+    # Training.
+
+    def batches(self, task: int, step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        pixels, labels = self._pixels(task, "train"), self._labels(task, "train")
+        for rows in draws(len(labels), self.config.train.batch_size, self.config.seed, task, step):
+            yield task, pixels(rows), labels[rows]
+
+    def loss(self, batch: tuple[int, Tensor, Tensor]) -> Tensor:
+        task, pixels, labels = batch
+        logits = self.model(pixel_values=pixels.to(self.device), **self._prompts(task, 0)).logits_per_image
+        return F.cross_entropy(logits, labels.to(self.device), label_smoothing=SMOOTHING)
+
+    def probe(self, task: int) -> tuple[int, Tensor, Tensor]:
+        rows = torch.arange(min(PROBE, len(self._labels(task, "train"))))
+        return task, self._pixels(task, "train")(rows), self._labels(task, "train")[rows]
+
+    def remembered(self, task: int, samples: int, count: int, number: int) -> tuple[int, Tensor, Tensor]:
+        labels = self._labels(task, "train")
+        rows = redraws(min(samples, len(labels)), count, self.config.seed, number)
+        return task, self._pixels(task, "train")(rows), labels[rows]
+
+    # Telling tasks apart.
+
+    def task_features(self, task: int) -> Tensor:
+        return self._features(task, "train")
+
+    @torch.no_grad()
+    def _features(self, task: int, split: str) -> Tensor:
+        """The mean over patches of the last block's output."""
+        count, pixels, found = len(self._labels(task, split)), self._pixels(task, split), []
+        for rows in torch.arange(count).split(CHUNK):
+            states = self.model.vision_model(pixel_values=pixels(rows).to(self.device)).last_hidden_state
+            found.append(states.mean(1).double().cpu())
+        return torch.cat(found)
+
+    # Scoring.
+
+    @torch.no_grad()
+    def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
+        count, pixels, labels = len(self._labels(task, "test")), self._pixels(task, "test"), self._labels(task, "test")
+        tasks = deployed.tasks(self._test_features(task))
+        texts: dict[int, Tensor] = {}
+        right = []
+        for rows in torch.arange(count).split(CHUNK):
+            own = None if tasks is None else tasks[rows]
+            with deployed.routed(own):
+                seen = F.normalize(self.model.get_image_features(pixel_values=pixels(rows).to(self.device)).pooler_output, dim=-1)
+            for one in [0] if own is None else own.unique().tolist():
+                if one not in texts:
+                    with deployed.routed(one):
+                        texts[one] = self._class_features(task)
+            words = torch.stack([texts[0 if own is None else int(one)] for one in (own if own is not None else rows)])
+            right.append(torch.einsum("nd,ncd->nc", seen, words).argmax(1).cpu() == labels[rows])
+        return torch.cat(right).double(), tasks
+
+    def _class_features(self, task: int) -> Tensor:
+        """The mean over templates of every class's text features `[classes, d]`, of unit length."""
+        templates = range(len(self._sets[task]["test"].templates))
+        each = [F.normalize(self.model.get_text_features(**self._prompts(task, one)).pooler_output, dim=-1) for one in templates]
+        return F.normalize(torch.stack(each).mean(0), dim=-1)
+
+    # Data, kept where it fits.
+
+    @functools.cache  # noqa: B019 - a learner lives as long as its process
+    def _test_features(self, task: int) -> Tensor:
+        return self._features(task, "test")
+
+    @functools.cache  # noqa: B019
+    def _prompts(self, task: int, template: int) -> dict[str, Tensor]:
+        known = self._sets[task]["train"]
+        texts = [known.templates[template].format(name) for name in known.classes]
+        return dict(self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device))
+
+    @functools.cache  # noqa: B019
+    def _labels(self, task: int, split: str) -> Tensor:
+        labels = torch.tensor(self._sets[task][split].images["label"])
+        return labels if split == "train" else labels[: self.config.vqa.questions]
+
+    @functools.cache  # noqa: B019
+    def _pixels(self, task: int, split: str) -> Any:
+        """Rows' numbers to pixels, from memory where all of a set fit into `data.cache_mb`."""
+        known: LabelledImages = self._sets[task][split]
+
+        def read(rows: Tensor) -> Tensor:
+            pictures = known.images[rows.tolist()]["image"]
+            pixels: Tensor = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            return pixels
+
+        first = read(torch.zeros(1, dtype=torch.long))
+        if first.numel() * 4 * len(known.images) > self.config.data.cache_mb * 1e6:
+            return read
+        parts = []
+        with progress(f"reading {self.tasks[task]}, {split}", len(known.images), "pictures") as counter:
+            for rows in torch.arange(len(known.images)).split(CHUNK):
+                parts.append(read(rows))
+                counter.advance(len(rows))
+        whole = torch.cat(parts)
+        return whole.__getitem__
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def load_clip(source: str, device: str) -> tuple[Any, Any]:
+    """A stock Hugging Face CLIP in float32, in evaluation mode, and its processor.
+
+    Raises:
+        UserError: it cannot be opened, or is no CLIP.
+
+    """
+    from transformers import AutoConfig, CLIPModel, CLIPProcessor
+
+    from vla_tune.policies.loading import quiet
+
+    try:
+        with quiet():
+            kind = AutoConfig.from_pretrained(source).model_type
+            if kind != "clip":
+                raise UserError(f"policy.base_vlm={source}: a stream of labelled pictures trains a CLIP, and this is a '{kind}' model")
+            model = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            processor = CLIPProcessor.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the CLIP '{source}' cannot be opened ({' '.join(str(error).split())[:300]}); check policy.base_vlm") from None
+    return model.to(device).eval(), processor  # type: ignore[arg-type]
