@@ -316,14 +316,17 @@ class StreamConfig:
     """Tasks that are learnt one after another, `train.steps` each; without any, training is of one task.
 
     parts: which parts of the model get experts, of `text`, `vision` and, in a policy, `expert`; empty: all.
-    linears: which linear layers of them, by name; empty: all. inside: the share of a task's own samples that must count as its own.
-    folder: what relative paths of manifests start from.
+    linears: which linear layers of them, by name; empty: all.
+    reference: a manifest of samples that belong to no task, on which the model should go on as it was.
+    router_width: how many random features of the frozen model tasks are told apart by.
+    folder: where manifests' relative paths start.
     """
 
     tasks: list[StreamTask] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
     linears: list[str] = field(default_factory=list)
-    inside: float = 0.99
+    reference: str | None = None
+    router_width: int = 512
     folder: str | None = None
 
 
@@ -456,6 +459,7 @@ AT_LEAST_ONE = (
     "method.igsp.alpha",
     "method.igsp.candidates",
     "method.igsp.check_every",
+    "stream.router_width",
     "train.steps",
     "train.batch_size",
     "train.log_every",
@@ -522,7 +526,6 @@ SHARES = (
     "method.subspace.energy",
     "method.igsp.agreement",
     "method.igsp.most",
-    "stream.inside",
 )
 """Numbers above 0 and up to 1."""
 FRACTIONS = {"data.heldout": 0.5, "method.wise_ft.alpha": 1, "method.igsp.protect": 1, "method.replay.share": 1}

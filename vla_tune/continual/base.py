@@ -67,6 +67,10 @@ class Strategy(ABC):
         """Forward passes in here are those of these tasks."""
         return nullcontext()
 
+    def as_stock(self) -> AbstractContextManager[None]:
+        """In here the model's modules and names are those that its library made."""
+        return nullcontext()
+
     @abstractmethod
     def added(self) -> dict[str, int]:
         """How many numbers the model has now that it did not have, by what they are."""

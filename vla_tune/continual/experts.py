@@ -56,6 +56,9 @@ class Experts(Strategy):
     def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
         return self.pool.routed(tasks)
 
+    def as_stock(self) -> AbstractContextManager[None]:
+        return self.pool.detached()
+
     def added(self) -> dict[str, int]:
         return self.pool.count()
 

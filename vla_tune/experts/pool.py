@@ -27,9 +27,8 @@ class ExpertPool:
         self.model, self.routing = model, Routing()
         self.layers: dict[str, ExpertLinear] = {}
         for name in layers:
-            parent, _, child = name.rpartition(".")
             layer = ExpertLinear(model.get_submodule(name), self.routing, rank=rank, scale=scale, top_k=top_k)  # type: ignore[arg-type]
-            setattr(model.get_submodule(parent), child, layer)
+            _put(model, name, layer)
             self.layers[name] = layer
 
     def grow(
@@ -93,6 +92,17 @@ class ExpertPool:
             yield seen
         finally:
             self.routing.watch = before
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """In here the model has its own linear layers, without experts."""
+        for name, layer in self.layers.items():
+            _put(self.model, name, layer.base)
+        try:
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                _put(self.model, name, layer)
 
     def keep(self, task: int, kept: dict[str, list[str]]) -> None:
         """Cut a task's mixtures down to the experts named by layer; its own experts that are not named cease to be."""
@@ -166,6 +176,11 @@ def top_slots(seen: list[Tensor]) -> Tensor:
 
 def _mixtures(layer: ExpertLinear) -> list[tuple[int, Mixture]]:
     return [(int(task), mixture) for task, mixture in layer.mixtures.items()]  # type: ignore[misc]
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def _fill(parameter: nn.Parameter, value: Tensor) -> None:

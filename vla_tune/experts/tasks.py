@@ -1,8 +1,9 @@
 """Which task a sample belongs to, told from how the frozen model sees it: no task id is given at deployment.
 
-Ours: a Gaussian a task over the frozen model's pooled features. A sample goes to the likeliest task, or to none (the model as it
-was) where it lies further out than nearly all of that task's own samples. Every sample is decided alone; `assign_batch`, one
-decision for a whole batch of one task as MoE-Adapters' selector makes it (arXiv 2403.11549), is there to be reported beside it.
+Ours: ridge regression from random features of the frozen model's pooled states to the tasks (after RanPAC, arXiv 2307.02251). What it
+keeps are sums over samples, so tasks are added exactly and in any order, and its cost does not grow with them. Every sample is
+decided alone; `assign_batch`, one decision for a whole batch of one task as MoE-Adapters' selector makes it (arXiv 2403.11549), is
+there to be reported beside it.
 """
 
 from __future__ import annotations
@@ -11,89 +12,81 @@ import torch
 from torch import Tensor
 
 NONE = -1
-"""Of no task."""
-SHRINKAGE = 0.1
-"""The share of a spherical covariance of the same trace: there are few samples for the many features."""
-FOLDS = 4
-"""How far out a task's own samples lie is measured on those that its Gaussian was not fitted to."""
+"""Of no task: the model as it was."""
+RIDGE = 0.01
+"""Of the mean of the second moment's diagonal."""
 
 
 class TaskRouter:
-    """Gaussians over features `[d]`, one a task.
+    """A linear classifier of samples' features `[n, groups, d]` (pooled states of some layers) over the tasks, and over `NONE`.
 
-    inside: the share of a task's own samples that must count as its own.
+    width: how many random features. The samples of every task count as much as those of any other.
     """
 
-    def __init__(self, inside: float) -> None:
-        self.inside = inside
-        self.means: list[Tensor] = []
-        self.factors: list[Tensor] = []
-        self.radii: list[float] = []
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.moment = torch.zeros(width, width, dtype=torch.float64)
+        self.sums: dict[int, Tensor] = {}
+        """The mean random feature of each task's samples."""
+        self.means: dict[int, Tensor] = {}
+        """The mean feature of each task's samples, to compare tasks by."""
 
-    def add(self, features: Tensor) -> None:
-        """The next task, from its training samples' features `[n, d]`."""
-        features = features.double()
-        parts = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))].chunk(FOLDS)
-        outside = [
-            _distance(part, *_fit(torch.cat([*parts[:number], *parts[number + 1 :]]))) for number, part in enumerate(parts) if len(parts) > 1
-        ]
-        mean, factor = _fit(features)
-        self.means.append(mean)
-        self.factors.append(factor)
-        self.radii.append(float(torch.cat(outside).quantile(self.inside)) if outside else float("inf"))
+    def add(self, task: int, features: Tensor) -> None:
+        """A task, or `NONE`, by training samples of it."""
+        lifted = self._lifted(features)
+        self.moment = self.moment + lifted.T @ lifted / len(lifted)
+        self.sums[task] = lifted.mean(0)
+        self.means[task] = _scaled(features).mean(0)
 
-    def assign(self, features: Tensor, among: int | None = None) -> Tensor:
-        """The task of each sample `[n, d]` -> `[n]`, among the first `among` (default: all) tasks; `NONE` for what is like none."""
-        distances, densities = self._compare(features, among)
-        best = densities.argmax(1)
-        near = distances.gather(1, best[:, None])[:, 0] <= torch.tensor(self.radii)[best]
-        return torch.where(near, best, NONE)
+    def assign(self, features: Tensor) -> Tensor:
+        """The task of each sample `[n]`, or `NONE`."""
+        return self._names()[self._responses(features).argmax(1)]
 
-    def assign_batch(self, features: Tensor, among: int | None = None) -> Tensor:
+    def assign_batch(self, features: Tensor) -> Tensor:
         """One decision for all samples together, `[n]`."""
-        distances, densities = self._compare(features, among)
-        best = int(densities.sum(0).argmax())
-        inside = (distances[:, best] <= self.radii[best]).double().mean() >= 0.5
-        return torch.full((len(features),), best if inside else NONE)
+        best = self._responses(features).sum(0).argmax()
+        return self._names()[best].repeat(len(features))
 
     def nearest(self, task: int) -> int:
         """The earlier task whose samples look most like those of this one: whose mean is nearest."""
-        return int(torch.stack([(mean - self.means[task]).norm() for mean in self.means[:task]]).argmin())
+        return min(range(task), key=lambda other: float((self.means[other] - self.means[task]).norm()))
 
     @property
     def size(self) -> int:
-        """How many numbers it keeps."""
-        return sum(mean.numel() + factor.shape[0] * (factor.shape[0] + 1) // 2 for mean, factor in zip(self.means, self.factors, strict=True))
+        """How many numbers it keeps: a symmetric matrix, and two vectors a task."""
+        vectors = sum(vector.numel() for part in (self.sums, self.means) for vector in part.values())
+        return self.width * (self.width + 1) // 2 + vectors
 
-    def _compare(self, features: Tensor, among: int | None) -> tuple[Tensor, Tensor]:
-        """Squared Mahalanobis distances and log densities, `[n, tasks]`."""
-        fitted = list(zip(self.means, self.factors, strict=True))[:among]
-        distances = torch.stack([_distance(features.double(), *one) for one in fitted], dim=1)
-        volumes = torch.stack([factor.diagonal().log().sum() for _, factor in fitted])
-        return distances, -0.5 * distances - volumes
+    def _names(self) -> Tensor:
+        return torch.tensor(sorted(self.sums))
+
+    def _responses(self, features: Tensor) -> Tensor:
+        """`[n, tasks]`, in the order of `_names`."""
+        ridge = RIDGE * self.moment.diagonal().mean() * torch.eye(self.width, dtype=torch.float64)
+        targets = torch.stack([self.sums[task] for task in sorted(self.sums)], dim=1)
+        return self._lifted(features) @ torch.linalg.solve(self.moment + ridge, targets)
+
+    def _lifted(self, features: Tensor) -> Tensor:
+        """Random features `[n, width]`, float64, the same whenever they are drawn."""
+        x = _scaled(features)
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(x.shape[1], self.width, generator=generator, dtype=torch.float64) / x.shape[1] ** 0.5
+        bias = torch.randn(self.width, generator=generator, dtype=torch.float64)
+        return (x @ weights + bias).relu()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Means `[tasks, d]`, Cholesky factors `[tasks, d, d]` and radii `[tasks]`."""
-        if not self.means:
-            return {}
-        return {"means": torch.stack(self.means), "factors": torch.stack(self.factors), "radii": torch.tensor(self.radii).double()}
+        """The second moment, and each task's means by `sum:{task}` and `mean:{task}`."""
+        sums = {f"sum:{task}": vector for task, vector in self.sums.items()}
+        return {"moment": self.moment, **sums, **{f"mean:{task}": vector for task, vector in self.means.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go back to a `state_dict`."""
-        self.means, self.factors = list(state.get("means", ())), list(state.get("factors", ()))
-        self.radii = state["radii"].tolist() if state else []
+        self.moment = state["moment"]
+        self.sums = {int(name[4:]): vector for name, vector in state.items() if name.startswith("sum:")}
+        self.means = {int(name[5:]): vector for name, vector in state.items() if name.startswith("mean:")}
 
 
-def _fit(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the Cholesky factor of the shrunk covariance, float64."""
-    mean = features.mean(0)
-    centred = features - mean
-    covariance = centred.T @ centred / max(len(features) - 1, 1)
-    spread = covariance.diagonal().mean().clamp(min=1e-12)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * spread * torch.eye(len(mean), dtype=torch.float64, device=mean.device)
-    return mean, torch.linalg.cholesky(covariance)
-
-
-def _distance(features: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    """Squared Mahalanobis distances, `[n]`."""
-    return torch.linalg.solve_triangular(factor, (features - mean).T, upper=False).square().sum(0)
+def _scaled(features: Tensor) -> Tensor:
+    """Every group's vector at the length sqrt(d), the groups side by side, `[n, groups * d]`, float64."""
+    x = features.double()
+    return (torch.nn.functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5).flatten(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vla_tune.policies.loading import renamed
 from vla_tune.rollout.calls import call_noise
-from vla_tune.rollout.worlds import Observation
+from vla_tune.rollout.worlds import Observation, Simulator
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
@@ -26,6 +29,7 @@ class Actor:
     Args:
         processors: the policy's own, before and after it.
         world_processor: lerobot's for the environment, which comes before them.
+        around: the context, given a processed batch, in which the policy acts on it.
     """
 
     def __init__(
@@ -33,8 +37,10 @@ class Actor:
         policy: PreTrainedPolicy,
         processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline],
         world_processor: PolicyProcessorPipeline,
+        around: Callable[[dict[str, Any]], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._policy, (self._before, self._after), self._world = policy, processors, world_processor
+        self._around = around
 
     def __call__(self, observations: list[Observation], instructions: list[str], calls: list[tuple[str, int, int]]) -> NDArray[np.float32]:
         """The actions to take, `[worlds, n_action_steps, action]`; `calls` are (task, episode seed, number of the call)."""
@@ -44,10 +50,16 @@ class Actor:
         seen: dict[str, Any] = preprocess_observation(_stacked(observations))
         batch = self._before(self._world({**seen, "task": instructions}))
         noise = torch.stack([call_noise(*call, (config.chunk_size, config.max_action_dim)) for call in calls])
-        with torch.inference_mode():
+        with torch.inference_mode(), self._around(batch):
             chunk = self._policy.predict_action_chunk(batch, noise=noise.to(config.device))
             actions: Tensor = self._after(chunk[:, : config.n_action_steps])
         return actions.cpu().numpy()
+
+
+def trained_size(policy: PreTrainedPolicy, processor: PolicyProcessorPipeline, simulator: Simulator) -> int:
+    """The edge of the pictures that the policy was trained on."""
+    names, known = renamed(processor), policy.config.image_features
+    return next(int(known[names.get(camera, camera)].shape[-1]) for camera in simulator.cameras if names.get(camera, camera) in known)
 
 
 def _stacked(observations: list[Observation]) -> Observation:

@@ -230,7 +230,7 @@ def _check_compat(config: RolloutConfig, tasks: list[str]) -> None:
 
 def open_actor(config: Config, path: str, simulator: Simulator) -> tuple[Actor, int]:
     """The policy behind lerobot's processors for this environment and its own, and the edge of the pictures to show it."""
-    from vla_tune.rollout.actor import Actor
+    from vla_tune.rollout.actor import Actor, trained_size
 
     policy, processors = open_policy(config, path, simulator)
     size = trained_size(policy, processors[0], simulator)
@@ -264,14 +264,6 @@ def open_policy(
         if shape != (width,):
             raise UserError(f"the policy '{path}' has '{key}' of shape {shape}; {simulator.title}'s has shape ({width},)")
     return policy.eval(), processors
-
-
-def trained_size(policy: PreTrainedPolicy, processor: PolicyProcessorPipeline, simulator: Simulator) -> int:
-    """The edge of the pictures that the policy was trained on."""
-    from vla_tune.policies.loading import renamed
-
-    names, known = renamed(processor), policy.config.image_features
-    return next(int(known[names.get(camera, camera)].shape[-1]) for camera in simulator.cameras if names.get(camera, camera) in known)
 
 
 def _write(folder: Path, evaluation: Evaluation, report: dict[str, Any]) -> None:

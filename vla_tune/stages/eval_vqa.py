@@ -20,6 +20,7 @@ from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, policy_config, policy_vlm, vlm_source
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.report.tables import p_value
+from vla_tune.stages import stream
 from vla_tune.stages.subject import subject
 from vla_tune.vqa.answering import answer, cached_answers
 from vla_tune.vqa.dataset import metric_of, vqa_questions
@@ -41,6 +42,8 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             more than a guesser.
 
     """
+    if config.stream.tasks:
+        return stream.evaluate(config, run, overwrite=overwrite)
     with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite) as draft:
         return _evaluate(config, run, draft)
 

@@ -18,6 +18,7 @@ from vla_tune.fetches import fetches, show_fetches
 from vla_tune.methods import make_method, method_class
 from vla_tune.methods.wise_ft import finished_run
 from vla_tune.report.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
+from vla_tune.stages import stream
 from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint
 from vla_tune.training.export import export
 from vla_tune.training.heldout import heldout_loss
@@ -43,6 +44,8 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
         UserError: wrong input. RunError: it failed while running. Interrupted: it was asked to stop.
 
     """
+    if config.stream.tasks:
+        return stream.train(config, run, overwrite=overwrite, resume=resume, plan=plan)
     began, target = time.monotonic(), run / "train"
     if plan and not _ready(config):
         return None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A strategy after its first `learnt` tasks.
+    """A strategy and its router of tasks as they stand.
 
     how: `sample` decides for every sample alone; `batch` once for all samples of a test set, as published selectors do; `given`
         takes the number `task`, the upper bound that an oracle would reach.
@@ -25,7 +25,6 @@ class Deployed:
 
     strategy: Strategy
     router: TaskRouter
-    learnt: int
     how: str = "sample"
     task: int | None = None
 
@@ -33,11 +32,12 @@ class Deployed:
         """The tasks of samples by the frozen model's features `[n, d]`; None where the strategy treats all alike."""
         if not self.strategy.routes:
             return None
-        if not self.learnt:
-            return features.new_full((len(features),), NONE).long()
         if self.how == "given":
-            return features.new_full((len(features),), self.task if self.task is not None and self.task < self.learnt else NONE).long()
-        return (self.router.assign if self.how == "sample" else self.router.assign_batch)(features, self.learnt)
+            known = self.task is not None and self.task in self.router.sums
+            return features.new_full((len(features),), self.task if known and self.task is not None else NONE).long()
+        if not self.router.sums:
+            return features.new_full((len(features),), NONE).long()
+        return (self.router.assign if self.how == "sample" else self.router.assign_batch)(features)
 
     def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
         """Forward passes in here are those of these tasks."""

@@ -42,7 +42,7 @@ def measure(stream: Stream, folder: Path, tasks: list[int], *, later: bool) -> d
     rows = done(folder)
     ways = HOW if stream.strategy.routes else HOW[:1]
     cells: dict[str, list[Cell]] = {how: [] for how in ways}
-    cells["start"] = [Cell(-1, task, *stream.learner.score(task, _at(stream, 0))) for task in tasks] if later else []
+    cells["start"] = [Cell(-1, task, *stream.learner.score(task, _at(stream))) for task in tasks] if later else []
     total = sum(1 for after in range(rows) for task in tasks if later or task <= after)
     with progress("tasks after tasks", total, "cells") as counter:
         for after in range(rows):
@@ -52,13 +52,13 @@ def measure(stream: Stream, folder: Path, tasks: list[int], *, later: bool) -> d
                     continue
                 for how in ways:
                     if how == "sample" or after == rows - 1:
-                        cells[how].append(Cell(after, task, *stream.learner.score(task, _at(stream, after + 1, how, task))))
+                        cells[how].append(Cell(after, task, *stream.learner.score(task, _at(stream, how, task))))
                 counter.advance()
     return cells
 
 
-def _at(stream: Stream, learnt: int, how: str = "sample", task: int | None = None) -> Deployed:
-    return Deployed(stream.strategy, stream.router, learnt, how, task)
+def _at(stream: Stream, how: str = "sample", task: int | None = None) -> Deployed:
+    return Deployed(stream.strategy, stream.router, how, task)
 
 
 def matrix_of(cells: list[Cell], rows: int, columns: list[int]) -> Tensor:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from vla_tune.config import Config
+    from vla_tune.continual.base import Strategy
     from vla_tune.streams.deployed import Deployed
 
 Batch = Any
@@ -31,14 +32,14 @@ class Learner(ABC):
     model: nn.Module
     known_parts: ClassVar[tuple[str, ...]]
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, base: str | None = None) -> None:
         from vla_tune.policies.loading import check_device, vlm_source
 
         check_device(config.device)
         self.config, self.tasks = config, [task.name for task in config.stream.tasks]
-        if not config.policy.base_vlm:
+        if not base and not config.policy.base_vlm:
             raise UserError("policy.base_vlm must be set: it is the model that the stream starts from")
-        self.base = vlm_source(config.policy.base_vlm)
+        self.base = base or vlm_source(str(config.policy.base_vlm))
         self._linears = config.stream.linears
         self._parts = config.stream.parts or [part for part in self.known_parts]
         for part in self._parts:
@@ -49,7 +50,7 @@ class Learner(ABC):
 
     @abstractmethod
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
-        """The transformer blocks, by part: full name and block."""
+        """The transformer blocks, or linear layers on their own, by part: full name and module."""
 
     def layers(self) -> list[str]:
         """The full names of the linear layers that experts go to.
@@ -58,13 +59,14 @@ class Learner(ABC):
             UserError: none of them is called so.
 
         """
-        found = [
-            f"{name}.{inner}"
+        named = [
+            f"{name}.{inner}".rstrip(".")
             for part in self._parts
-            for name, block in self.stacks().get(part, [])
+            for name, block in self.stacks()[part]
             for inner, module in block.named_modules()
-            if isinstance(module, nn.Linear) and (not self._linears or inner.rpartition(".")[2] in self._linears)
+            if isinstance(module, nn.Linear)
         ]
+        found = [name for name in named if not self._linears or name.rpartition(".")[2] in self._linears]
         if not found:
             raise UserError(f"stream.linears={self._linears}: no linear layer in the blocks of {', '.join(self._parts)} is called so")
         return found
@@ -72,11 +74,12 @@ class Learner(ABC):
     def blocks(self) -> list[tuple[nn.Module, nn.Module, int]]:
         """Of every block the norm before its MLP, the MLP, and the width of the residual stream."""
         found = []
-        for part in self._parts:
-            for _, block in self.stacks().get(part, []):
-                norm = getattr(block, "layer_norm2", None) or getattr(block, "post_attention_layernorm")  # noqa: B009 - either name
-                found.append((norm, block.mlp, int(norm.weight.shape[0])))
-        return found  # type: ignore[return-value]
+        for _, block in [(name, module) for part in self._parts for name, module in self.stacks()[part]]:
+            norm: Any = getattr(block, "layer_norm2", None) or getattr(block, "post_attention_layernorm", None)
+            mlp: Any = getattr(block, "mlp", None)
+            if norm is not None and mlp is not None:
+                found.append((norm, mlp, int(norm.weight.shape[0])))
+        return found
 
     def fresh(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that nothing was trained on before the stream."""
@@ -118,7 +121,11 @@ class Learner(ABC):
 
     @abstractmethod
     def task_features(self, task: int) -> Tensor:
-        """How the model as it routes now sees a task's training samples, `[n, d]`."""
+        """How the model as it routes now sees a task's training samples: pooled states of some layers, `[n, groups, d]`."""
+
+    @abstractmethod
+    def reference_features(self) -> Tensor | None:
+        """The same of samples that belong to no task; None where there are none."""
 
     # Scoring.
 
@@ -126,11 +133,15 @@ class Learner(ABC):
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
         """The scores of a task's test samples in 0..1 `[n]`, and the task that each was taken to be of."""
 
+    def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None] | None:
+        """The same of test samples that belong to no task; None where there are none."""
+        return None
+
     # Keeping.
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """The model as its library saves it."""
+    def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
+        """The model as its library saves it, without what the strategy has put beside it, into `folder`, which will be `final`."""
 
 
 def draws(count: int, batch_size: int, seed: int, task: int, step: int) -> Iterator[Tensor]:
@@ -148,6 +159,13 @@ def draws(count: int, batch_size: int, seed: int, task: int, step: int) -> Itera
 def redraws(samples: int, count: int, seed: int, number: int) -> Tensor:
     """`count` row numbers below `samples`, with replacement."""
     return torch.randint(samples, (count,), generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
+
+
+def in_folder(config: Config, manifest: str) -> str:
+    """A manifest's name or path, where `stream.folder` has it."""
+    folder = config.stream.folder
+    inside = Path(folder) / manifest if folder else None
+    return str(inside) if inside is not None and inside.exists() else manifest
 
 
 def part_blocks(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from vla_tune.console import progress
 from vla_tune.errors import UserError
 from vla_tune.images.dataset import LabelledImages, labelled_images
-from vla_tune.streams.learner import Learner, draws, part_blocks, redraws
+from vla_tune.streams.learner import Learner, draws, in_folder, part_blocks, redraws
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
+    from vla_tune.continual.base import Strategy
     from vla_tune.streams.deployed import Deployed
 
 SMOOTHING = 0.1
+Reader = Callable[[Tensor], Tensor]
+"""Row numbers `[n]` to pixels `[n, 3, height, width]`."""
 PROBE = 64
 """Pictures that routers are looked at on."""
 CHUNK = 256
@@ -36,8 +39,12 @@ class Pictures(Learner):
         self.model, self.processor = load_clip(self.base, config.device)
         self.device = torch.device(config.device)
         self._sets = [
-            {split: labelled_images(task.manifest, split) for split in ("train", "test")} for task in config.stream.tasks if task.manifest
+            {split: labelled_images(in_folder(config, task.manifest), split) for split in ("train", "test")}
+            for task in config.stream.tasks
+            if task.manifest
         ]
+        reference = config.stream.reference
+        self._reference = labelled_images(in_folder(config, reference), "train") if reference else None
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
         return {
@@ -69,15 +76,21 @@ class Pictures(Learner):
     # Telling tasks apart.
 
     def task_features(self, task: int) -> Tensor:
-        return self._features(task, "train")
+        return self._features(self._pixels(task, "train"), len(self._labels(task, "train")))
+
+    def reference_features(self) -> Tensor | None:
+        if self._reference is None:
+            return None
+        return self._features(self._reader(self._reference, "reference"), len(self._reference.images))
 
     @torch.no_grad()
-    def _features(self, task: int, split: str) -> Tensor:
-        """The mean over patches of the last block's output."""
-        count, pixels, found = len(self._labels(task, split)), self._pixels(task, split), []
+    def _features(self, pixels: Reader, count: int) -> Tensor:
+        """Mean and deviation over patches at the start, in the middle and at the end of the vision tower, `[count, 6, d]`."""
+        found = []
         for rows in torch.arange(count).split(CHUNK):
-            states = self.model.vision_model(pixel_values=pixels(rows).to(self.device)).last_hidden_state
-            found.append(states.mean(1).double().cpu())
+            states = self.model.vision_model(pixel_values=pixels(rows).to(self.device), output_hidden_states=True).hidden_states
+            chosen = (states[0], states[len(states) // 2], states[-1])
+            found.append(torch.stack([part for one in chosen for part in (one.mean(1), one.std(1))], dim=1).cpu())
         return torch.cat(found)
 
     # Scoring.
@@ -110,7 +123,7 @@ class Pictures(Learner):
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
     def _test_features(self, task: int) -> Tensor:
-        return self._features(task, "test")
+        return self._features(self._pixels(task, "test"), len(self._labels(task, "test")))
 
     @functools.cache  # noqa: B019
     def _prompts(self, task: int, template: int) -> dict[str, Tensor]:
@@ -124,9 +137,11 @@ class Pictures(Learner):
         return labels if split == "train" else labels[: self.config.vqa.questions]
 
     @functools.cache  # noqa: B019
-    def _pixels(self, task: int, split: str) -> Any:
+    def _pixels(self, task: int, split: str) -> Reader:
+        return self._reader(self._sets[task][split], f"{self.tasks[task]}, {split}")
+
+    def _reader(self, known: LabelledImages, title: str) -> Reader:
         """Rows' numbers to pixels, from memory where all of a set fit into `data.cache_mb`."""
-        known: LabelledImages = self._sets[task][split]
 
         def read(rows: Tensor) -> Tensor:
             pictures = known.images[rows.tolist()]["image"]
@@ -137,16 +152,17 @@ class Pictures(Learner):
         if first.numel() * 4 * len(known.images) > self.config.data.cache_mb * 1e6:
             return read
         parts = []
-        with progress(f"reading {self.tasks[task]}, {split}", len(known.images), "pictures") as counter:
+        with progress(f"reading {title}", len(known.images), "pictures") as counter:
             for rows in torch.arange(len(known.images)).split(CHUNK):
                 parts.append(read(rows))
                 counter.advance(len(rows))
         whole = torch.cat(parts)
         return whole.__getitem__
 
-    def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+    def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
+        with strategy.as_stock():
+            self.model.save_pretrained(folder / "clip")
+        self.processor.save_pretrained(folder / "clip")
 
 
 def load_clip(source: str, device: str) -> tuple[Any, Any]:

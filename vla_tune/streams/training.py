@@ -16,7 +16,7 @@ from vla_tune.artifacts import sync_folder, sync_tree
 from vla_tune.console import progress, say
 from vla_tune.continual import strategy_class
 from vla_tune.errors import RunError, UserError
-from vla_tune.experts.tasks import TaskRouter
+from vla_tune.experts.tasks import NONE, TaskRouter
 from vla_tune.streams import open_learner
 from vla_tune.training.loop import Interrupted, stop_signals
 
@@ -43,7 +43,7 @@ class Stream:
         """The model that the stream starts from, made ready for the strategy."""
         torch.manual_seed(config.seed)
         learner = open_learner(config)
-        router = TaskRouter(config.stream.inside)
+        router = TaskRouter(config.stream.router_width)
         strategy = strategy_class(config.method.name)(learner, config.method, router, config.train.steps)
         return cls(config, learner, router, strategy)
 
@@ -102,9 +102,12 @@ class Stream:
 
     def _look(self, task: int) -> None:
         """Learn to tell the task from the others, by how the model as it was sees it."""
-        if self.strategy.routes:
-            with self.strategy.routed(None):
-                self.router.add(self.learner.task_features(task))
+        if not self.strategy.routes:
+            return
+        with self.strategy.routed(None):
+            if not task and (reference := self.learner.reference_features()) is not None:
+                self.router.add(NONE, reference)
+            self.router.add(task, self.learner.task_features(task))
 
     def _leave(self, folder: Path, task: int, sizes: _Sizes) -> None:
         """Write what there is after a task; checkpoints in the middle of it have had their day."""

@@ -78,21 +78,26 @@ def make_start(config: Config) -> Start:
 
 
 def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> DataLoader[dict[str, Any]]:
-    """lerobot's sampler and collation over the demonstrations that training does not leave out, positioned as after `step` steps."""
+    """The demonstrations that training does not leave out, positioned as after `step` steps."""
+    left_out = set(heldout_episodes(config.data.heldout, dataset.meta.total_episodes))
+    return loader_of(config, dataset, [number for number in range(dataset.meta.total_episodes) if number not in left_out], step)
+
+
+def loader_of(config: Config, dataset: LeRobotDataset, episodes: list[int], step: int) -> DataLoader[dict[str, Any]]:
+    """lerobot's sampler and collation over some episodes, positioned as after `step` steps."""
     from lerobot.datasets.sampler import EpisodeAwareSampler, compute_sampler_state
     from lerobot.utils.collate import lerobot_collate_fn
 
-    left_out = set(heldout_episodes(config.data.heldout, dataset.meta.total_episodes))
     sampler = EpisodeAwareSampler(
         dataset.meta.episodes["dataset_from_index"],
         dataset.meta.episodes["dataset_to_index"],
-        episode_indices_to_use=[number for number in range(dataset.meta.total_episodes) if number not in left_out],
+        episode_indices_to_use=episodes,
         shuffle=True,
         seed=config.seed,
     )
     sampler.load_state_dict(compute_sampler_state(step, len(sampler), config.train.batch_size, num_processes=1))
     loader: DataLoader[dict[str, Any]] = DataLoader(
-        _frames(dataset, config.data.cache_mb),
+        in_memory(dataset, config.data.cache_mb),
         batch_size=config.train.batch_size,
         sampler=sampler,
         collate_fn=lerobot_collate_fn,
@@ -105,7 +110,7 @@ def make_heldout_loader(config: Config, dataset: LeRobotDataset) -> DataLoader[d
     """Up to `data.heldout_frames` frames of the episodes that training leaves out, in order."""
     frames = episode_frames(dataset, heldout_episodes(config.data.heldout, dataset.meta.total_episodes))
     every = -(-len(frames) // config.data.heldout_frames) or 1
-    return frames_loader(_frames(dataset, config.data.cache_mb), frames[::every], config.train.batch_size)
+    return frames_loader(in_memory(dataset, config.data.cache_mb), frames[::every], config.train.batch_size)
 
 
 def frames_loader(dataset: LeRobotDataset | MemoryDataset, frames: list[int], batch_size: int) -> DataLoader[dict[str, Any]]:
@@ -129,7 +134,7 @@ def heldout_episodes(share: float, episodes: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=1)
-def _frames(dataset: LeRobotDataset, cache_mb: int) -> LeRobotDataset | MemoryDataset:
+def in_memory(dataset: LeRobotDataset, cache_mb: int) -> LeRobotDataset | MemoryDataset:
     """The dataset in memory where it fits, decoded once."""
     need = megabytes(dataset)
     if need is not None and need <= cache_mb:
@@ -152,9 +157,16 @@ def make_memory(config: Config, base_vlm: str) -> Memory | None:
 
 
 def make_optimizer(config: Config, method: Method) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR, float]:
-    """lerobot's optimizer and schedule presets of the policy with our steps, warm-up and rate; and its clipping norm."""
-    preset = method.policy.config.get_optimizer_preset()
-    schedule = method.policy.config.get_scheduler_preset()
+    """The policy's presets, for what the method trains."""
+    return preset_optimizer(config, method.policy, method.parameter_groups(config.train.lr))
+
+
+def preset_optimizer(
+    config: Config, policy: PreTrainedPolicy, groups: list[dict[str, Any]]
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR, float]:
+    """lerobot's optimizer and schedule presets of a policy with our steps, warm-up and rate; and its clipping norm."""
+    preset = policy.config.get_optimizer_preset()
+    schedule = policy.config.get_scheduler_preset()
     floor = schedule.decay_lr / schedule.peak_lr
     schedule = dataclasses.replace(
         schedule,
@@ -163,7 +175,7 @@ def make_optimizer(config: Config, method: Method) -> tuple[torch.optim.Optimize
         num_warmup_steps=config.train.warmup_steps,
         num_decay_steps=config.train.steps,
     )
-    optimizer = dataclasses.replace(preset, lr=config.train.lr).build(method.parameter_groups(config.train.lr))
+    optimizer = dataclasses.replace(preset, lr=config.train.lr).build(groups)
     return optimizer, schedule.build(optimizer, config.train.steps), preset.grad_clip_norm
 
 

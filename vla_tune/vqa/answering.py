@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +31,9 @@ def answer(
     batch_size: int,
     max_new_tokens: int,
     description: str,
+    around: Callable[[Any], AbstractContextManager[None]] = nullcontext,
 ) -> list[str]:
-    """The VLM's greedy free-form answers, as it wrote them but for surrounding white space."""
+    """The VLM's greedy free-form answers, as it wrote them but for surrounding white space; each batch of inputs `around` its context."""
     answers: list[str] = []
     model: Any = vlm  # transformers declares `generate` on a protocol that mypy finds no model to fit
     prompts = prompts_of(processor)
@@ -38,7 +41,8 @@ def answer(
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
             inputs = prompts.inputs(batch["image"], asked(batch)).to(vlm.device)
-            tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+            with around(inputs):
+                tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
             written = tokens[:, inputs["input_ids"].shape[1] :]
             answers += [text.strip() for text in prompts.tokenizer.batch_decode(written, skip_special_tokens=True)]
             counter.advance(len(written))

@@ -1,0 +1,203 @@
+"""The stages of a stream of tasks: `train` learns one task after another, the evaluations measure every task after every task."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
+from vla_tune.config import differences
+from vla_tune.console import say, table
+from vla_tune.errors import UserError
+from vla_tune.training.checkpoints import cut_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vla_tune.config import Config
+    from vla_tune.streams.evaluation import Cell
+    from vla_tune.streams.training import Stream
+
+FREE = ("train.log_every", "train.checkpoint_every", "train.path", "stream.folder")
+"""Keys that may change between a run and its resumption; tasks may be added at the end of the stream."""
+
+
+def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: bool) -> Artifact | None:
+    """Learn the stream in `RUN/train.partial`, and publish `RUN/train`.
+
+    Args:
+        resume: go on from the newest state; also takes a finished stream on to the tasks that were added to its end.
+        plan: print what would train, and stop (returns None).
+
+    """
+    from vla_tune.streams.training import Stream, go_on
+
+    began = time.monotonic()
+    draft = None if plan else _draft(config, run, overwrite=overwrite, resume=resume)
+    stream = Stream.open(config)
+    if draft is None:
+        _show_plan(stream)
+        return None
+    task, step = go_on(stream, draft.path) if resume else (0, 0)
+    cut_metrics(draft.path / "metrics.jsonl", task * config.train.steps + step)
+    write_json(draft.path / "run.json", config.to_dict())
+    stream.learn(draft.path, task, step)
+    return _publish(config, stream, draft, time.monotonic() - began)
+
+
+def _publish(config: Config, stream: Stream, draft: Draft, seconds: float) -> Artifact:
+    from vla_tune.report.runs import median_step_s, read_metrics
+    from vla_tune.streams.evaluation import parameters
+
+    rows = read_metrics(draft.path / "metrics.jsonl")
+    grown = parameters(draft.path)
+    write_json(draft.path / "stream.json", grown)
+    stream.learner.save(draft.path, draft.target, stream.strategy)
+    _show_parameters(stream.learner.tasks, grown)
+    metrics = {
+        "steps": rows[-1]["step"],
+        "loss": rows[-1]["loss"],
+        "step_s": median_step_s(rows),
+        "tasks": len(stream.learner.tasks),
+        "mean_trainable": grown["mean_trainable"],
+        "final_added": grown["final_added"],
+        "seconds": seconds,
+    }
+    return draft.publish(config=config.to_dict(), inputs=[], metrics=metrics, device=config.device)
+
+
+def _draft(config: Config, run: Path, *, overwrite: bool, resume: bool) -> Draft:
+    """The working folder, checked against what lies there already."""
+    from vla_tune.streams.training import AFTER, done
+
+    target, partial = run / "train", run / "train.partial"
+    begun = done(partial) or (partial / "checkpoint").is_dir()
+    if resume and not begun and target.exists():
+        artifact = read_artifact(target, "train", "vla-tune train")
+        _check_goes_on(config, artifact.config)
+        if len(artifact.config["stream"]["tasks"]) == len(config.stream.tasks):
+            raise UserError(f"--resume: {target} is finished; add tasks to the end of stream.tasks, or give --overwrite to train again")
+        fresh = partial.with_name(f"{partial.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        fresh.mkdir()
+        shutil.copytree(target / AFTER, fresh / AFTER)
+        shutil.copy2(target / "metrics.jsonl", fresh / "metrics.jsonl")
+        shutil.copy2(target / "run.json", fresh / "run.json")
+        fresh.rename(partial)
+    elif resume:
+        if not begun:
+            raise UserError(f"--resume: there is nothing to go on from in {partial}; start without --resume")
+        _check_goes_on(config, json.loads((partial / "run.json").read_text()))
+    elif begun and not overwrite:
+        raise UserError(f"{partial} holds an unfinished stream; give --resume to go on with it, or --overwrite to start again")
+    elif target.exists() and not overwrite:
+        raise UserError(f"{target} exists already; give --overwrite to replace it, --resume with more tasks to extend it, or another --out")
+    return Draft(target, "train", overwrite=overwrite or resume, keep=resume)
+
+
+def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:
+    """The same run, or the same with tasks added at its end."""
+    now = config.to_dict()
+    was = [task["name"] for task in earlier["stream"]["tasks"]]
+    if now["stream"]["tasks"][: len(was)] != earlier["stream"]["tasks"]:
+        raise UserError(f"--resume: the stream began with other tasks ({', '.join(was)}); new ones go to its end")
+    if len(now["stream"]["tasks"]) > len(was) and config.method.name == "moe_adapters":
+        raise UserError("--resume: moe_adapters lays out its experts for all tasks at the start; give --overwrite to train the longer stream")
+    shaping = ("seed", "policy", "data", "method", "train", "stream")
+    changed = {**differences(now, earlier), **differences(earlier, now)}
+    changed = {key: None for key in changed if key.split(".")[0] in shaping and key not in (*FREE, "stream.tasks")}
+    if changed:
+        raise UserError(f"--resume: {', '.join(changed)} changed; resume with the same values, or give --overwrite to start again")
+
+
+def evaluate(config: Config, run: Path, *, overwrite: bool) -> Artifact:
+    """Score `RUN/train` (or `train.path`) on the test samples of its tasks, and write `RUN/eval-vqa`."""
+    from vla_tune.streams.evaluation import figures, measure, parameters
+    from vla_tune.streams.training import Stream
+
+    with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite) as draft:
+        source = Path(config.train.path) if config.train.path else run / "train"
+        artifact = read_artifact(source, "train", f"vla-tune train {config.name} --out {run}")
+        names = check_stream(config, artifact)
+        stream = Stream.open(config)
+        cells = measure(stream, source, list(range(len(names))), later=True)
+        report = {"stream": {**figures(cells, names, config.vqa.bootstrap, config.seed), "parameters": parameters(source)}}
+        _write_cells(draft.path / "predictions.parquet", cells["start"] + cells["sample"], names)
+        write_json(draft.path / "report.json", report)
+        show(report["stream"])
+        found = report["stream"]["figures"]
+        metrics = {name: figure["value"] for name, figure in found.items()}
+        return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()], metrics=metrics, device=config.device)
+
+
+def check_stream(config: Config, artifact: Artifact) -> list[str]:
+    """The names of the tasks that a train artifact has learnt, which must be those of the configuration."""
+    learnt = [task["name"] for task in artifact.config.get("stream", {}).get("tasks", [])]
+    asked = [task.name for task in config.stream.tasks]
+    if learnt != asked:
+        raise UserError(f"{artifact.path} has learnt the tasks {', '.join(learnt) or '(none)'}, and stream.tasks names {', '.join(asked)}")
+    if artifact.config["method"] != config.to_dict()["method"]:
+        raise UserError(f"{artifact.path} was trained with other values of `method`; give the same to evaluate it")
+    return learnt
+
+
+def _write_cells(file: Path, cells: Sequence[Cell], names: list[str]) -> None:
+    """A row a sample and cell: `after` (empty: before the stream), `task`, `sample`, `score`, `taken_for`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = []
+    for cell in cells:
+        count = len(cell.scores)
+        taken = [None] * count if cell.tasks is None else [names[one] if one >= 0 else "" for one in cell.tasks.tolist()]
+        parts.append(
+            pa.table(
+                {
+                    "after": pa.array([names[cell.after] if cell.after >= 0 else ""] * count),
+                    "task": pa.array([names[cell.task]] * count),
+                    "sample": pa.array(range(count)),
+                    "score": pa.array(cell.scores.tolist()),
+                    "taken_for": pa.array(taken, pa.string()),
+                }
+            )
+        )
+    pq.write_table(pa.concat_tables(parts), file)
+
+
+def show(report: dict[str, Any]) -> None:
+    """The matrix and its figures on the console."""
+    names = report["tasks"]
+
+    def cells(values: list[float | None]) -> list[str]:
+        return ["-" if value is None else f"{100 * value:.1f}" for value in values]
+
+    rows = [["(before)", *cells(report["start"])]] if report["start"] else []
+    rows += [[name, *cells(row)] for name, row in zip(names, report["matrix"], strict=False)]
+    table("accuracy (%) on each task (columns) after each task (rows)", ["after", *names], rows)
+    for name, figure in report.get("figures", {}).items():
+        if figure["value"] is not None:
+            say(f"{name.replace('_', ' ')}: {100 * figure['value']:.1f} % [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]")
+    for how, words in (("batch", "one decision for a whole test set"), ("given", "the task given")):
+        if found := report.get(f"last_by_{how}"):
+            say(f"last, {words}: {100 * found['mean']:.1f} %")
+
+
+def _show_parameters(names: list[str], grown: dict[str, Any]) -> None:
+    rows = [
+        [name, f"{one['first']:,}", f"{one['last']:,}", f"{round(one['mean']):,}", f"{added:,}"]
+        for name, one, added in zip(names, grown["trainable"], grown["added"], strict=True)
+    ]
+    table("parameters", ["task", "trained at first", "at last", "mean over steps", "added so far"], rows)
+
+
+def _show_plan(stream: Stream) -> None:
+    config = stream.config
+    total = sum(p.numel() for p in stream.learner.model.parameters())
+    stream.strategy.begin(0)
+    trained = sum(p.numel() for p in stream.strategy.parameters())
+    say(f"{config.method.name}: {len(stream.learner.tasks)} tasks of {config.train.steps} steps of {config.train.batch_size} samples")
+    say(f"the model has {total:,} parameters; the first task trains {trained:,}; nothing was trained")

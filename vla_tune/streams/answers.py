@@ -1,0 +1,81 @@
+"""Questions to a VLM whose samples are told apart by task before each is answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vla_tune.console import progress
+from vla_tune.policies.base import Taps, residual_taps
+from vla_tune.vqa.answering import answer
+from vla_tune.vqa.batches import asked
+from vla_tune.vqa.dataset import metric_of
+from vla_tune.vqa.prompts import prompts_of
+from vla_tune.vqa.scorers import scores
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from datasets import Dataset
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vla_tune.streams.deployed import Deployed
+
+
+def pooled(states: list[Tensor], mask: Tensor) -> Tensor:
+    """Mean and deviation over the tokens of a mask `[batch, tokens]`, of the first, the middle and the last state: `[batch, 6, d]`."""
+    weights = (mask / mask.sum(1, keepdim=True))[..., None].to(states[0].dtype)
+    chosen = (states[0], states[len(states) // 2], states[-1])
+    parts = []
+    for state in chosen:
+        mean = (state * weights).sum(1)
+        parts += [mean, ((state - mean[:, None]).square() * weights).sum(1).sqrt()]
+    return torch.stack(parts, dim=1).cpu()
+
+
+@torch.no_grad()
+def input_features(vlm: PreTrainedModel, inputs: Any) -> Tensor:
+    """How the VLM as it routes now sees prompts, `[batch, 6, d]`."""
+    model: Any = vlm
+    with residual_taps(vlm, Taps()) as taps:
+        model.model(**inputs, use_cache=False)
+    return pooled(taps.states, inputs["attention_mask"].bool())
+
+
+def question_features(vlm: PreTrainedModel, processor: ProcessorMixin, questions: Dataset, batch_size: int) -> Tensor:
+    """The same of all questions, `[n, 6, d]`."""
+    prompts, found = prompts_of(processor), []
+    with progress("telling tasks apart", len(questions), "questions") as counter:
+        for start in range(0, len(questions), batch_size):
+            batch = questions[start : start + batch_size]
+            found.append(input_features(vlm, prompts.inputs(batch["image"], asked(batch)).to(vlm.device)))
+            counter.advance(len(found[-1]))
+    return torch.cat(found)
+
+
+def score_questions(
+    vlm: PreTrainedModel, processor: ProcessorMixin, manifest: str, questions: Dataset, deployed: Deployed, settings: dict[str, Any]
+) -> tuple[Tensor, list[str], Tensor | None]:
+    """Scores `[n]`, the answers, and the task that each question was taken to be of.
+
+    Args:
+        settings: `batch_size` and `max_new_tokens`.
+
+    """
+    taken: list[Tensor] = []
+
+    def around(inputs: Any) -> AbstractContextManager[None]:
+        if not deployed.strategy.routes:
+            return deployed.routed(None)
+        with deployed.routed(None):
+            features = input_features(vlm, inputs)
+        tasks = deployed.tasks(features)
+        assert tasks is not None
+        taken.append(tasks)
+        return deployed.routed(tasks)
+
+    said = answer(vlm, processor, questions, description="questions", around=around, **settings)
+    marks = torch.from_numpy(scores(metric_of(manifest), said, questions)).double()
+    return marks, said, torch.cat(taken) if taken else None

@@ -1,0 +1,101 @@
+"""Streams of VQA tasks on a VLM: each task a manifest of questions, its anchor split to learn from and its test split to be scored on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from vla_tune.policies.loading import load_vlm, save_vlm
+from vla_tune.streams.answers import question_features, score_questions
+from vla_tune.streams.learner import Learner, draws, in_folder, part_blocks, redraws
+from vla_tune.vqa.batches import answer_loss, answered_inputs
+from vla_tune.vqa.dataset import vqa_questions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from vla_tune.config import Config
+    from vla_tune.continual.base import Strategy
+    from vla_tune.streams.deployed import Deployed
+
+PROBE = 32
+"""Questions that routers are looked at on."""
+LOOKED_AT = 512
+"""Questions at most that a task is recognised by."""
+TEXT = r"model\.(text_model|language_model)\.layers\.\d+"
+VISION = r"model\.(vision_model|vision_tower(\.vision_model)?)\.encoder\.layers\.\d+"
+
+
+class Questions(Learner):
+    """A VLM; a batch is what its forward takes, labels included. What belongs to no task: the questions of `stream.reference`."""
+
+    known_parts: ClassVar[tuple[str, ...]] = ("text", "vision")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.model, self.processor = load_vlm(self.base)
+        nn.Module.to(self.model, config.device)
+        self._manifests = [in_folder(config, task.manifest) for task in config.stream.tasks if task.manifest]
+        self._reference = in_folder(config, config.stream.reference) if config.stream.reference else None
+        self._settings = {"batch_size": config.vqa.batch_size, "max_new_tokens": config.vqa.max_new_tokens}
+
+    def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
+        return {"text": part_blocks(self.model, TEXT), "vision": part_blocks(self.model, VISION)}
+
+    def batches(self, task: int, step: int) -> Iterator[dict[str, Tensor]]:
+        known = self._questions(task, "anchor")
+        for rows in draws(len(known), self.config.train.batch_size, self.config.seed, task, step):
+            yield answered_inputs(self.processor, known, rows.tolist())
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return answer_loss(self.model, batch)  # type: ignore[arg-type]
+
+    def probe(self, task: int) -> dict[str, Tensor]:
+        known = self._questions(task, "anchor")
+        return answered_inputs(self.processor, known, list(range(min(PROBE, len(known)))))
+
+    def remembered(self, task: int, samples: int, count: int, number: int) -> dict[str, Tensor]:
+        known = self._questions(task, "anchor")
+        rows = redraws(min(samples, len(known)), count, self.config.seed, number)
+        return answered_inputs(self.processor, known, rows.tolist())
+
+    def task_features(self, task: int) -> Tensor:
+        return self._features(self._questions(task, "anchor"))
+
+    def reference_features(self) -> Tensor | None:
+        return self._features(vqa_questions(self._reference, "anchor")) if self._reference else None
+
+    def _features(self, questions: Dataset) -> Tensor:
+        looked_at = questions.select(range(min(LOOKED_AT, len(questions))))
+        return question_features(self.model, self.processor, looked_at, self.config.vqa.batch_size)  # type: ignore[arg-type]
+
+    def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
+        return self._score(self._manifests[task], deployed)
+
+    def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None] | None:
+        return self._score(self._reference, deployed) if self._reference else None
+
+    def _score(self, manifest: str, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
+        questions = _tested(manifest, self.config.vqa.questions)
+        marks, _, tasks = score_questions(self.model, self.processor, manifest, questions, deployed, self._settings)  # type: ignore[arg-type]
+        return marks, tasks
+
+    @functools.cache  # noqa: B019 - a learner lives as long as its process
+    def _questions(self, task: int, split: str) -> Dataset:
+        return vqa_questions(self._manifests[task], split)
+
+    def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
+        with strategy.as_stock():
+            save_vlm(self.model, self.processor, folder / "vlm")  # type: ignore[arg-type]
+
+
+def _tested(manifest: str, most: int) -> Dataset:
+    """The first `most` test questions, all where there are fewer."""
+    questions: Any = vqa_questions(manifest, "test")
+    return questions.select(range(min(most, len(questions))))
+
+

@@ -1,0 +1,208 @@
+"""Streams of a robot's tasks on a VLA: each task some demonstrations of one dataset, scored in closed loop."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vla_tune.errors import UserError
+from vla_tune.policies import adapt
+from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm
+from vla_tune.rollout.actor import Actor, trained_size
+from vla_tune.rollout.episodes import Episode, plan
+from vla_tune.rollout.players import Player
+from vla_tune.rollout.runner import Runner
+from vla_tune.rollout.worlds import simulator_of, tasks_of
+from vla_tune.streams.answers import pooled, question_features
+from vla_tune.streams.learner import Learner, part_blocks, redraws
+from vla_tune.streams.questions import LOOKED_AT, TEXT, VISION
+from vla_tune.training.loop import as_floats
+from vla_tune.training.setup import episode_frames, frames_loader, heldout_episodes, in_memory, loader_of, make_start, preset_optimizer
+from vla_tune.vqa.dataset import vqa_questions
+
+if TYPE_CHECKING:
+    from vla_tune.config import Config
+    from vla_tune.continual.base import Strategy
+    from vla_tune.streams.deployed import Deployed
+
+
+class Robot(Learner):
+    """A policy; a batch is what its `forward` takes. What belongs to no task: the questions of `vqa.manifest`, the base ability.
+
+    Raises:
+        UserError: a task has no demonstrations, or no world of the simulator.
+
+    """
+
+    known_parts: ClassVar[tuple[str, ...]] = ("text", "vision", "expert")
+
+    def __init__(self, config: Config) -> None:
+        self.start = make_start(config)
+        super().__init__(config, self.start.base_vlm)
+        self.model = self.start.policy.eval()
+        self.adapter = adapt(self.start.policy)
+        self.simulator = simulator_of([name for task in config.stream.tasks for name in task.tasks])
+        self.worlds = [tasks_of(self.simulator, task.tasks) for task in config.stream.tasks]
+        self._episodes = [self._demonstrations(number) for number in range(len(self.tasks))]
+
+    def _demonstrations(self, task: int) -> list[int]:
+        """The episodes that a task learns from."""
+        settings = self.config.stream.tasks[task]
+        told = set(settings.instructions or [self.simulator.instruction(world) for world in self.worlds[task]])
+        meta = self.start.dataset.meta
+        left_out = set(heldout_episodes(self.config.data.heldout, meta.total_episodes))
+        own = [number for number, texts in enumerate(meta.episodes["tasks"]) if told & set(texts) and number not in left_out]
+        if not own:
+            known = ", ".join(f"'{text}'" for text in list(meta.tasks.index)[:12])
+            raise UserError(
+                f"stream.tasks: '{settings.name}' has no demonstrations with the instruction {' or '.join(map(repr, sorted(told)))}; "
+                f"set its instructions to some of the dataset's: {known}"
+            )
+        return own
+
+    # Places.
+
+    def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
+        prefix = self.adapter.vlm_prefix.replace(".", r"\.")
+        own = {id(module) for module in self.adapter.vlm.modules()}
+        expert = {id(module) for block in self.adapter.expert.layers for module in block.modules()}  # type: ignore[union-attr]
+        blocks = [(name, module) for name, module in self.model.named_modules() if module in list(self.adapter.expert.layers)]  # type: ignore[arg-type]
+        rest = [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and id(module) not in own | expert
+        ]
+        return {
+            "text": part_blocks(self.model, prefix + TEXT),
+            "vision": part_blocks(self.model, prefix + VISION),
+            "expert": blocks + rest,
+        }
+
+    def fresh(self) -> list[tuple[str, nn.Parameter]]:
+        """A new policy's action expert."""
+        if self.config.policy.path:
+            return []
+        return [(name, p) for group, ps in self.adapter.groups().items() if not group.startswith("vlm.") for name, p in ps.items()]
+
+    def thaw(self) -> None:
+        self.adapter.freeze_as_configured()
+
+    # Training.
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Any, float]:
+        """The policy's own presets, as in training without a stream."""
+        return preset_optimizer(self.config, self.start.policy, [{"params": parameters}])
+
+    def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:
+        from lerobot.utils.utils import cycle
+
+        loader = loader_of(self.config, self.start.dataset, self._episodes[task], step)
+        for batch in cycle(loader):
+            yield self._processed(batch)
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        self.model.train()
+        try:
+            loss: Tensor = self.start.policy.forward(batch)[0]
+        finally:
+            self.model.eval()
+        return loss
+
+    def probe(self, task: int) -> dict[str, Any]:
+        return self._processed(next(iter(loader_of(self.config, self.start.dataset, self._episodes[task], 0))))
+
+    def remembered(self, task: int, samples: int, count: int, number: int) -> dict[str, Any]:
+        """Of `samples` frames spread evenly over a task's demonstrations."""
+        frames = episode_frames(self.start.dataset, self._episodes[task])
+        kept = frames[:: max(len(frames) // samples, 1)][:samples]
+        rows = [kept[row] for row in redraws(len(kept), count, self.config.seed, number).tolist()]
+        return self._processed(next(iter(frames_loader(in_memory(self.start.dataset, self.config.data.cache_mb), rows, count))))
+
+    def _processed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        processed: dict[str, Any] = self.start.processors[0](as_floats(batch))
+        return processed
+
+    # Telling tasks apart.
+
+    def task_features(self, task: int) -> Tensor:
+        found: list[Tensor] = []
+        for batch in self.batches(task, 0):
+            found.append(self.batch_features(batch))
+            if sum(map(len, found)) >= LOOKED_AT:
+                return torch.cat(found)
+        raise AssertionError
+
+    @torch.no_grad()
+    def batch_features(self, batch: dict[str, Any]) -> Tensor:
+        """How the policy as it routes now sees a batch's pictures and instructions, `[batch, 6, d]`."""
+        taps = self.adapter.batch_prefix(batch)
+        assert taps.mask is not None
+        return pooled(taps.states, taps.mask)
+
+    def reference_features(self) -> Tensor:
+        questions = vqa_questions(self.config.vqa.manifest, "anchor")
+        looked_at = questions.select(range(min(LOOKED_AT, len(questions))))
+        return question_features(self.vlm, self.processor, looked_at, self.config.vqa.batch_size)
+
+    @property
+    def vlm(self) -> Any:
+        """The policy's VLM with its experts, which has to be whole to answer."""
+        whole = self.adapter.vlm.config.text_config.num_hidden_layers  # type: ignore[union-attr]
+        if len(self.adapter.layers()) < whole:
+            raise UserError(
+                f"a stream asks the policy's VLM questions, but the policy has cut it to {len(self.adapter.layers())} of its {whole} layers; "
+                "set policy.settings.num_vlm_layers=0 on a new policy"
+            )
+        return self.adapter.vlm
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """The base VLM's."""
+        return load_vlm(self.base)[1]
+
+    # Scoring.
+
+    def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
+        episodes, taken = self.run_episodes(task, deployed, videos=0)
+        return torch.tensor([episode.success for episode in episodes]).double(), taken
+
+    def run_episodes(self, task: int, deployed: Deployed, videos: int) -> tuple[list[Episode], Tensor | None]:
+        """`rollout.episodes` episodes of a task, each call's task told from what the policy sees; and what calls were taken for."""
+        settings, taken = self.config.rollout, list[Tensor]()
+        policy = self.start.policy
+        policy.config.n_action_steps = settings.n_action_steps
+
+        def around(batch: dict[str, Any]) -> AbstractContextManager[None]:
+            if not deployed.strategy.routes:
+                return deployed.routed(None)
+            with deployed.routed(None):
+                features = self.batch_features(batch)
+            tasks = deployed.tasks(features)
+            assert tasks is not None
+            taken.append(tasks)
+            return deployed.routed(tasks)
+
+        size = settings.image_size or trained_size(policy, self.start.processors[0], self.simulator)
+        episodes = plan({one: self.simulator.instruction(one) for one in self.worlds[task]}, settings.episodes, settings.first_seed, videos)
+        actor = Actor(policy, self.start.processors, self.simulator.processor(), around)
+
+        def make_player(name: str) -> functools.partial[Player]:
+            limit = settings.step_limit or self.simulator.step_limit(name)
+            return functools.partial(Player, self.simulator.maker(name, image_size=size, step_limit=limit), limit)
+
+        Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run(episodes, lambda _: None)
+        return episodes, torch.cat(taken) if taken else None
+
+    # Keeping.
+
+    def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
+        with strategy.as_stock():
+            vlm, processor = grafted_vlm(self.start.policy, self.base)
+            save_vlm(vlm, processor, folder / "vlm")
+            save_policy(self.start.policy, self.start.processors, folder / "policy", str(final.resolve() / "vlm"))
