@@ -286,9 +286,9 @@ class IGSPConfig:
     alpha: int = 8
     top_k: int = 0
     candidates: int = 2
-    price: float = 0.1
+    price: float = 0.03
     check_every: int = 10
-    agreement: float = 0.98
+    agreement: float = 0.9
     least: int = 20
     most: float = 0.5
     threshold: float = 0.9
@@ -326,7 +326,7 @@ class StreamConfig:
     parts: list[str] = field(default_factory=list)
     linears: list[str] = field(default_factory=list)
     reference: str | None = None
-    router_width: int = 512
+    router_width: int = 1024
     folder: str | None = None
 
 

@@ -27,9 +27,9 @@ READS = {
         "anchor.exact_width",
         "vqa.manifest",
     ),
-    "train": ("seed", "device", "policy", "data", "method", "train", "vqa.manifest"),
-    "eval-vqa": ("seed", "device", "policy", "vqa", "anchor.batch_size"),
-    "eval-rollout": ("seed", "device", "data", "rollout"),
+    "train": ("seed", "device", "policy", "data", "method", "train", "vqa.manifest", "stream"),
+    "eval-vqa": ("seed", "device", "policy", "vqa", "anchor.batch_size", "stream"),
+    "eval-rollout": ("seed", "device", "data", "rollout", "stream"),
     "benchmark": ("seed", "device", "policy", "data", "vqa.manifest", "train", "methods"),
 }
 """What each stage reads of the configuration; a change elsewhere does not make it stale, nor one of another method's options."""

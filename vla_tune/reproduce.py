@@ -21,6 +21,7 @@ from vla_tune.console import say, table, warn
 from vla_tune.errors import RunError
 from vla_tune.keeping import own_options, read_by, record_sources, stale
 from vla_tune.report.frontier import write_frontier
+from vla_tune.report.streams import write_comparison
 from vla_tune.report.runs import mean_energy_shed, read_json, read_metrics
 from vla_tune.report.tables import NONE, number, percent
 from vla_tune.studies import Plan, load_study, make_plan, narrowed
@@ -81,6 +82,8 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     if not plan.configs:
         raise RunError("every run of the study failed")
     times = _step_times(plan, clock) if "benchmark" in plan.stages else {}
+    if any(config.stream.tasks for config in plan.configs.values()):
+        return write_comparison(plan.out, plan.labels)
     clock.say("report")
     folders = [plan.folder(*key) for key in plan.configs]
     stage_function("report")(folders, plan.out / "report", overwrite=True)
@@ -104,7 +107,9 @@ def _check_needs(plan: Plan, label: str, seed: int, failed: list[tuple[str, int]
 def _one_run(plan: Plan, label: str, seed: int, config: Config, clock: Clock) -> None:
     folder, name = plan.folder(label, seed), f"{label}, seed {seed}"
     reason = stale(folder, "anchor", config.to_dict())
-    if reason and (source := _anchor_elsewhere(plan, config)):
+    if config.stream.tasks:
+        pass  # a stream's model is looked at when its first task begins
+    elif reason and (source := _anchor_elsewhere(plan, config)):
         _copy_folder(source, folder / "anchor")
         record_sources(folder, "anchor", config.to_dict())
         clock.say(f"{name}: anchor taken from {source} (same configuration)")
@@ -139,9 +144,11 @@ def _can_resume(folder: Path, config: Config) -> bool:
     """Whether an interrupted training of this very configuration, from this very anchor, left a checkpoint."""
     partial = folder / "train.partial"
     begun = partial / "run.json"
-    if not begun.is_file() or not any(entry.name.isdigit() for entry in (partial / "checkpoints").glob("*")):
+    goes_on = [*(partial / "checkpoints").glob("[0-9]*"), *(partial / "after").glob("*.json"), *(partial / "checkpoint").glob("state.json")]
+    if not begun.is_file() or not goes_on:
         return False
-    newer = begun.stat().st_mtime >= (folder / "anchor" / "artifact.json").stat().st_mtime
+    anchor = folder / "anchor" / "artifact.json"
+    newer = not anchor.exists() or begun.stat().st_mtime >= anchor.stat().st_mtime
     before, now = read_json(begun), config.to_dict()
     return newer and read_by("train", before) == read_by("train", now) and before["method"] == now["method"]  # `train` compares all of it
 

@@ -109,8 +109,8 @@ class IGSP(Experts):
 
     def _decide(self, task: int, step: int, shares: dict[str, Tensor]) -> None:
         """Prune, and go over to phase 2."""
-        kept: dict[str, list[str]] = {}
-        for name in self.places(task):
+        kept: dict[str, list[str]] = {name: [] for name in self.places(task)}  # a layer that nothing calls keeps nothing
+        for name in shares:
             mixture = self.pool.layers[name].mixture(task)
             assert mixture is not None
             kept[name] = [mixture.experts[slot - 1] for slot in kept_slots(shares[name], self.own.threshold)]

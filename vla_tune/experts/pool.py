@@ -105,12 +105,14 @@ class ExpertPool:
                 _put(self.model, name, layer)
 
     def keep(self, task: int, kept: dict[str, list[str]]) -> None:
-        """Cut a task's mixtures down to the experts named by layer; its own experts that are not named cease to be."""
+        """Cut a task's mixtures down to the experts named by layer; its own experts that are not named, and empty mixtures, go."""
         for name, layer in self.layers.items():
             mixture = layer.mixture(task)
-            assert mixture is not None
-            gone = [one for one in mixture.experts if one not in kept[name]]
-            mixture.keep([one for one in mixture.experts if one in kept[name]])
+            if mixture is None:
+                continue
+            stay = [one for one in mixture.experts if one in kept.get(name, ())]
+            gone = [one for one in mixture.experts if one not in stay]
+            mixture.keep(stay)
             for one in gone:
                 if owner(one) == task:
                     layer.remove_expert(one)

@@ -96,6 +96,22 @@ def variants(rows: list[Row]) -> str | None:
         return stream.getvalue()
 
 
+def streams(rows: list[Row]) -> str:
+    """A stream's ways: what is known at the end against the parameters trained a task (hollow) and added in all, as an SVG file of its own."""
+    with _figure("streams", height=1.5 * SIZE[1], width=2 * SIZE[0]) as (figure, ax, _):
+        for number, row in enumerate(rows):
+            colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE) % len(MARKERS)]
+            for key, face in (("mean_trainable", "none"), ("final_added", colour)):
+                label = row["label"] if key == "final_added" else None
+                place = [max(row[key], 1)], [100 * row["last"]["value"]]
+                ax.errorbar(*place, yerr=_bars([row["last"]]), fmt=marker, color=colour, markerfacecolor=face, elinewidth=1, label=label)
+        ax.set(xlabel="parameters: trained a task (hollow), added in all (filled)", ylabel="last (%)", xscale="log")
+        figure.legend(loc="outside right upper")
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", facecolor="white", metadata={"Date": None})
+        return stream.getvalue()
+
+
 def accuracy_by_type(runs: list[Run]) -> str | None:
     """Base, tuned and blind accuracy by type of question, with 95 % intervals."""
     tables = {run.label: by_type(run) for run in runs if run.vqa}

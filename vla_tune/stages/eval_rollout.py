@@ -13,7 +13,7 @@ from vla_tune.artifacts import Artifact, Draft, files_table, table_digest, write
 from vla_tune.console import progress, table, warn
 from vla_tune.errors import UserError
 from vla_tune.rollout.ledger import Ledger
-from vla_tune.stages import eval_offline
+from vla_tune.stages import eval_offline, stream
 from vla_tune.stages.subject import subject
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
         UserError: no such policy or task, a policy that does not fit the world, no GL backend.
 
     """
+    if config.stream.tasks:
+        return stream.evaluate_rollouts(config, run, overwrite=overwrite)
     resumable = bool(config.rollout.tasks) and not config.rollout.compat
     with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=resumable) as draft:
         policy, artifact = subject(config, run)

@@ -115,23 +115,54 @@ def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:
 
 
 def evaluate(config: Config, run: Path, *, overwrite: bool) -> Artifact:
-    """Score `RUN/train` (or `train.path`) on the test samples of its tasks, and write `RUN/eval-vqa`."""
+    """Score `RUN/train` (or `train.path`) on the test samples of its tasks and on what belongs to none, and write `RUN/eval-vqa`.
+
+    A robot's tasks are scored by `evaluate_rollouts`; here it is the base ability of its VLM alone.
+    """
+    with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite) as draft:
+        return _evaluate(config, run, draft, worlds=False)
+
+
+def evaluate_rollouts(config: Config, run: Path, *, overwrite: bool) -> Artifact:
+    """Run the robot's tasks in closed loop after each task, and write `RUN/eval-rollout`.
+
+    Raises:
+        UserError: the stream is not a robot's.
+
+    """
+    if not is_robots(config):
+        raise UserError("eval-rollout: this stream is of pictures or questions, which eval-vqa scores; there is no world to act in")
+    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite) as draft:
+        return _evaluate(config, run, draft, worlds=True)
+
+
+def is_robots(config: Config) -> bool:
+    """Whether a stream is of a robot's tasks."""
+    return any(task.tasks for task in config.stream.tasks)
+
+
+def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artifact:
     from vla_tune.streams.evaluation import figures, measure, parameters
     from vla_tune.streams.training import Stream
 
-    with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite) as draft:
-        source = Path(config.train.path) if config.train.path else run / "train"
-        artifact = read_artifact(source, "train", f"vla-tune train {config.name} --out {run}")
-        names = check_stream(config, artifact)
-        stream = Stream.open(config)
-        cells = measure(stream, source, list(range(len(names))), later=True)
-        report = {"stream": {**figures(cells, names, config.vqa.bootstrap, config.seed), "parameters": parameters(source)}}
-        _write_cells(draft.path / "predictions.parquet", cells["start"] + cells["sample"], names)
-        write_json(draft.path / "report.json", report)
-        show(report["stream"])
-        found = report["stream"]["figures"]
-        metrics = {name: figure["value"] for name, figure in found.items()}
-        return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()], metrics=metrics, device=config.device)
+    source = Path(config.train.path) if config.train.path else run / "train"
+    artifact = read_artifact(source, "train", f"vla-tune train {config.name} --out {run}")
+    names = check_stream(config, artifact)
+    stream = Stream.open(config)
+    tasks = worlds or not is_robots(config)
+    cells = measure(stream, source, tasks=tasks, later=not worlds, reference=not worlds)
+    found: dict[str, Any] = {**figures(cells, names, config.vqa.bootstrap, config.seed), "parameters": parameters(source)}
+    report: dict[str, Any] = {"stream": found}
+    if "reference" in found and not tasks:
+        kept = found["reference"]
+        report |= {"base_accuracy": kept["before"], "accuracy": kept["after"], "retention": kept["retention"], "n": kept["n"]}
+    _write_cells(draft.path / "cells.parquet", [cell for kind in ("start", "sample", "reference") for cell in cells.get(kind, [])], names)
+    write_json(draft.path / "report.json", report)
+    show(found)
+    metrics = {name: figure["value"] for name, figure in found.get("figures", {}).items()}
+    if "reference" in found:
+        metrics |= {name: found["reference"][name]["value"] for name in ("before", "after", "retention")}
+    return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()], metrics=metrics, device=config.device)
 
 
 def check_stream(config: Config, artifact: Artifact) -> list[str]:
@@ -146,19 +177,20 @@ def check_stream(config: Config, artifact: Artifact) -> list[str]:
 
 
 def _write_cells(file: Path, cells: Sequence[Cell], names: list[str]) -> None:
-    """A row a sample and cell: `after` (empty: before the stream), `task`, `sample`, `score`, `taken_for`."""
+    """A row a sample and cell: `after` (empty: before the stream), `task` (empty: of none), `sample`, `score`, `taken_for`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     parts = []
     for cell in cells:
         count = len(cell.scores)
-        taken = [None] * count if cell.tasks is None else [names[one] if one >= 0 else "" for one in cell.tasks.tolist()]
+        known = cell.tasks if cell.tasks is not None and len(cell.tasks) == count else None  # an episode has several calls
+        taken = [None] * count if known is None else [names[one] if one >= 0 else "" for one in known.tolist()]
         parts.append(
             pa.table(
                 {
                     "after": pa.array([names[cell.after] if cell.after >= 0 else ""] * count),
-                    "task": pa.array([names[cell.task]] * count),
+                    "task": pa.array([names[cell.task] if cell.task >= 0 else ""] * count),
                     "sample": pa.array(range(count)),
                     "score": pa.array(cell.scores.tolist()),
                     "taken_for": pa.array(taken, pa.string()),
@@ -175,9 +207,13 @@ def show(report: dict[str, Any]) -> None:
     def cells(values: list[float | None]) -> list[str]:
         return ["-" if value is None else f"{100 * value:.1f}" for value in values]
 
-    rows = [["(before)", *cells(report["start"])]] if report["start"] else []
-    rows += [[name, *cells(row)] for name, row in zip(names, report["matrix"], strict=False)]
-    table("accuracy (%) on each task (columns) after each task (rows)", ["after", *names], rows)
+    if "matrix" in report:
+        rows = [["(before)", *cells(report["start"])]] if report["start"] else []
+        rows += [[name, *cells(row)] for name, row in zip(names, report["matrix"], strict=False)]
+        table("score (%) on each task (columns) after each task (rows)", ["after", *names], rows)
+    if kept := report.get("reference"):
+        parts = (f"{name} {100 * kept[name]['value']:.1f} % [{100 * kept[name]['low']:.1f}, {100 * kept[name]['high']:.1f}]" for name in ("before", "after", "retention"))
+        say(f"what belongs to no task, {kept['n']} samples: {', '.join(parts)}")
     for name, figure in report.get("figures", {}).items():
         if figure["value"] is not None:
             say(f"{name.replace('_', ' ')}: {100 * figure['value']:.1f} % [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]")

@@ -34,26 +34,32 @@ class Cell:
     tasks: Tensor | None
 
 
-def measure(stream: Stream, folder: Path, tasks: list[int], *, later: bool) -> dict[str, list[Cell]]:
-    """The cells of every row of the matrix, by how samples are told apart.
+def measure(stream: Stream, folder: Path, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[Cell]]:
+    """The cells of the matrix, by how samples are told apart; those of the model that the stream started from as `start`.
 
-    Row 0 is the model that the stream started from. tasks: the columns. later: whether tasks are also scored before they are learnt.
+    tasks: whether these are scored at all. later: also before they are learnt.
+    reference: whether the samples that belong to no task are scored, before and after the stream, as the cells `reference`.
     """
+    columns = list(range(len(stream.learner.tasks))) if tasks else []
     rows = done(folder)
     ways = HOW if stream.strategy.routes else HOW[:1]
     cells: dict[str, list[Cell]] = {how: [] for how in ways}
-    cells["start"] = [Cell(-1, task, *stream.learner.score(task, _at(stream))) for task in tasks] if later else []
-    total = sum(1 for after in range(rows) for task in tasks if later or task <= after)
+    cells["start"] = [Cell(-1, task, *stream.learner.score(task, _at(stream))) for task in columns] if later else []
+    before = stream.learner.score_reference(_at(stream)) if reference else None
+    total = sum(1 for after in range(rows) for task in columns if later or task <= after)
     with progress("tasks after tasks", total, "cells") as counter:
         for after in range(rows):
             stream.restore(folder / AFTER, str(after))
-            for task in tasks:
+            for task in columns:
                 if not later and task > after:
                     continue
                 for how in ways:
                     if how == "sample" or after == rows - 1:
                         cells[how].append(Cell(after, task, *stream.learner.score(task, _at(stream, how, task))))
                 counter.advance()
+    after = stream.learner.score_reference(_at(stream)) if reference else None
+    if before is not None and after is not None:
+        cells["reference"] = [Cell(-1, -1, *before), Cell(rows - 1, -1, *after)]
     return cells
 
 
@@ -71,12 +77,16 @@ def matrix_of(cells: list[Cell], rows: int, columns: list[int]) -> Tensor:
 
 def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed: int) -> dict[str, Any]:
     """What a report tells of a stream: the matrix, ZSCL's figures with 95 % intervals by bootstrap over test samples, the routing."""
+    report: dict[str, Any] = {"tasks": names}
+    if "reference" in cells:
+        report["reference"] = kept(*(cell.scores for cell in cells["reference"]), resamples, seed)
+    if not cells["sample"]:
+        return report
     tasks = sorted({cell.task for cell in cells["sample"]})
     rows = 1 + max(cell.after for cell in cells["sample"])
     matrix = matrix_of(cells["sample"], rows, tasks)
     square = rows == len(tasks)
-    report: dict[str, Any] = {
-        "tasks": names,
+    report |= {
         "matrix": _listed(matrix),
         "start": [float(cell.scores.mean()) for cell in cells["start"]] or None,
         "n": [len(next(cell for cell in cells["sample"] if cell.task == task).scores) for task in tasks],
@@ -101,6 +111,20 @@ def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed
             for cell in ends
         ]
     return report
+
+
+def kept(before: Tensor, after: Tensor, resamples: int, seed: int) -> dict[str, Any]:
+    """Accuracy before and after and their ratio, with 95 % intervals by paired bootstrap over samples."""
+    pairs = torch.stack([before, after]).numpy()
+    counts = np.random.default_rng(seed).multinomial(pairs.shape[1], np.full(pairs.shape[1], 1 / pairs.shape[1]), size=resamples)
+    drawn = counts @ pairs.T / pairs.shape[1]
+    mean = pairs.mean(1)
+    many = {"before": drawn[:, 0], "after": drawn[:, 1], "retention": drawn[:, 1] / np.maximum(drawn[:, 0], 1e-12)}
+    points = {"before": mean[0], "after": mean[1], "retention": mean[1] / max(mean[0], 1e-12)}
+    return {
+        name: {"value": float(points[name]), **dict(zip(("low", "high"), map(float, np.quantile(values, [0.025, 0.975])), strict=True))}
+        for name, values in many.items()
+    } | {"n": pairs.shape[1]}
 
 
 def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: int) -> dict[str, dict[str, float | None]]:

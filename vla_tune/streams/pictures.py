@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vla_tune.console import progress
 from vla_tune.errors import UserError
+from vla_tune.experts.tasks import NONE
 from vla_tune.images.dataset import LabelledImages, labelled_images
 from vla_tune.streams.learner import Learner, draws, in_folder, part_blocks, redraws
 
@@ -45,6 +46,7 @@ class Pictures(Learner):
         ]
         reference = config.stream.reference
         self._reference = labelled_images(in_folder(config, reference), "train") if reference else None
+        self._reference_test = labelled_images(in_folder(config, reference), "test") if reference else None
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
         return {
@@ -61,7 +63,7 @@ class Pictures(Learner):
 
     def loss(self, batch: tuple[int, Tensor, Tensor]) -> Tensor:
         task, pixels, labels = batch
-        logits = self.model(pixel_values=pixels.to(self.device), **self._prompts(task, 0)).logits_per_image
+        logits = self.model(pixel_values=pixels.to(self.device), **self._prompts(task)).logits_per_image
         return F.cross_entropy(logits, labels.to(self.device), label_smoothing=SMOOTHING)
 
     def probe(self, task: int) -> tuple[int, Tensor, Tensor]:
@@ -95,29 +97,47 @@ class Pictures(Learner):
 
     # Scoring.
 
-    @torch.no_grad()
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
-        count, pixels, labels = len(self._labels(task, "test")), self._pixels(task, "test"), self._labels(task, "test")
-        tasks = deployed.tasks(self._test_features(task))
+        return self._score(self._sets[task]["test"], self._pixels(task, "test"), self._test_features(task), deployed)
+
+    def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None] | None:
+        known = self._reference_test
+        if known is None:
+            return None
+        pixels = self._reader(known, "reference, test")
+        with deployed.routed(None):
+            features = self._features(pixels, len(known.images))
+        return self._score(known, pixels, features, deployed)
+
+    @torch.no_grad()
+    def _score(self, known: LabelledImages, pixels: Reader, features: Tensor, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
+        """Whether each picture's class is found among the classes of its set."""
+        labels = torch.tensor(known.images["label"])[: len(features)]
+        tasks = deployed.tasks(features)
         texts: dict[int, Tensor] = {}
         right = []
-        for rows in torch.arange(count).split(CHUNK):
-            own = None if tasks is None else tasks[rows]
-            with deployed.routed(own):
+        for rows in torch.arange(len(labels)).split(CHUNK):
+            own = torch.full((len(rows),), NONE) if tasks is None else tasks[rows]
+            with deployed.routed(None if tasks is None else own):
                 seen = F.normalize(self.model.get_image_features(pixel_values=pixels(rows).to(self.device)).pooler_output, dim=-1)
-            for one in [0] if own is None else own.unique().tolist():
+            for one in own.unique().tolist():
                 if one not in texts:
-                    with deployed.routed(one):
-                        texts[one] = self._class_features(task)
-            words = torch.stack([texts[0 if own is None else int(one)] for one in (own if own is not None else rows)])
+                    with deployed.routed(None if tasks is None else one):
+                        texts[one] = self._class_features(known)
+            words = torch.stack([texts[one] for one in own.tolist()])
             right.append(torch.einsum("nd,ncd->nc", seen, words).argmax(1).cpu() == labels[rows])
         return torch.cat(right).double(), tasks
 
-    def _class_features(self, task: int) -> Tensor:
+    def _class_features(self, known: LabelledImages) -> Tensor:
         """The mean over templates of every class's text features `[classes, d]`, of unit length."""
-        templates = range(len(self._sets[task]["test"].templates))
-        each = [F.normalize(self.model.get_text_features(**self._prompts(task, one)).pooler_output, dim=-1) for one in templates]
+        each = [
+            F.normalize(self.model.get_text_features(**self._tokens(known, template)).pooler_output, dim=-1) for template in known.templates
+        ]
         return F.normalize(torch.stack(each).mean(0), dim=-1)
+
+    def _tokens(self, known: LabelledImages, template: str) -> dict[str, Tensor]:
+        texts = [template.format(name) for name in known.classes]
+        return dict(self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device))
 
     # Data, kept where it fits.
 
@@ -126,10 +146,10 @@ class Pictures(Learner):
         return self._features(self._pixels(task, "test"), len(self._labels(task, "test")))
 
     @functools.cache  # noqa: B019
-    def _prompts(self, task: int, template: int) -> dict[str, Tensor]:
+    def _prompts(self, task: int) -> dict[str, Tensor]:
+        """What the classes are called in training: by the first template."""
         known = self._sets[task]["train"]
-        texts = [known.templates[template].format(name) for name in known.classes]
-        return dict(self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device))
+        return self._tokens(known, known.templates[0])
 
     @functools.cache  # noqa: B019
     def _labels(self, task: int, split: str) -> Tensor:

@@ -19,7 +19,7 @@ from vla_tune.rollout.episodes import Episode, plan
 from vla_tune.rollout.players import Player
 from vla_tune.rollout.runner import Runner
 from vla_tune.rollout.worlds import simulator_of, tasks_of
-from vla_tune.streams.answers import pooled, question_features
+from vla_tune.streams.answers import pooled, question_features, score_questions
 from vla_tune.streams.learner import Learner, part_blocks, redraws
 from vla_tune.streams.questions import LOOKED_AT, TEXT, VISION
 from vla_tune.training.loop import as_floats
@@ -171,6 +171,14 @@ class Robot(Learner):
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
         episodes, taken = self.run_episodes(task, deployed, videos=0)
         return torch.tensor([episode.success for episode in episodes]).double(), taken
+
+    def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
+        """The questions of `vqa.manifest` to the policy's VLM."""
+        vqa = self.config.vqa
+        questions = vqa_questions(vqa.manifest, "test", vqa.questions)
+        settings = {"batch_size": vqa.batch_size, "max_new_tokens": vqa.max_new_tokens}
+        marks, _, tasks = score_questions(self.vlm, self.processor, vqa.manifest, questions, deployed, settings)
+        return marks, tasks
 
     def run_episodes(self, task: int, deployed: Deployed, videos: int) -> tuple[list[Episode], Tensor | None]:
         """`rollout.episodes` episodes of a task, each call's task told from what the policy sees; and what calls were taken for."""
