@@ -21,8 +21,8 @@ from vla_tune.console import say, table, warn
 from vla_tune.errors import RunError
 from vla_tune.keeping import own_options, read_by, record_sources, stale
 from vla_tune.report.frontier import write_frontier
-from vla_tune.report.streams import write_comparison
 from vla_tune.report.runs import mean_energy_shed, read_json, read_metrics
+from vla_tune.report.streams import write_comparison
 from vla_tune.report.tables import NONE, number, percent
 from vla_tune.studies import Plan, load_study, make_plan, narrowed
 

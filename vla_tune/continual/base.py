@@ -37,7 +37,7 @@ class Strategy(ABC):
         """Of the last step, for the log."""
         self.prepare()
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027
         """Freeze and wrap, once."""
 
     @abstractmethod
@@ -56,14 +56,14 @@ class Strategy(ABC):
     def after_update(self, task: int) -> None:  # noqa: B027
         """Look after the parameters, right after the optimizer has changed them."""
 
-    def after_step(self, task: int, step: int) -> bool:  # noqa: ARG002
+    def after_step(self, task: int, step: int) -> bool:
         """Look at the task after its step number `step`; whether `parameters` are others now."""
         return False
 
     def end(self, task: int) -> None:  # noqa: B027
         """Settle what a task leaves, after its last step."""
 
-    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:  # noqa: ARG002
+    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
         """Forward passes in here are those of these tasks."""
         return nullcontext()
 
@@ -75,7 +75,7 @@ class Strategy(ABC):
     def added(self) -> dict[str, int]:
         """How many numbers the model has now that it did not have, by what they are."""
 
-    def record(self, task: int) -> dict[str, Any]:  # noqa: ARG002
+    def record(self, task: int) -> dict[str, Any]:
         """What there is to tell of a task when it has ended, for the report."""
         return {}
 

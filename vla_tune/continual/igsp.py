@@ -110,17 +110,18 @@ class IGSP(Experts):
     def _decide(self, task: int, step: int, shares: dict[str, Tensor]) -> None:
         """Prune, and go over to phase 2."""
         kept: dict[str, list[str]] = {name: [] for name in self.places(task)}  # a layer that nothing calls keeps nothing
-        for name in shares:
+        for name, mean in shares.items():
             mixture = self.pool.layers[name].mixture(task)
             assert mixture is not None
-            kept[name] = [mixture.experts[slot - 1] for slot in kept_slots(shares[name], self.own.threshold)]
+            kept[name] = [mixture.experts[slot - 1] for slot in kept_slots(mean, self.own.threshold)]
         if self.own.pruning == "random":
             kept = self._at_random(task, kept)
         self.pool.keep(task, kept)
         new = sum(owner(one) == task for names in kept.values() for one in names)
         old = sum(owner(one) != task for names in kept.values() for one in names)
-        self.identified[task] |= {"ended": step, "new": new, "old": old, "candidates": self.own.candidates * len(kept)}
-        say(f"task {task + 1}: routers settled after {step} steps; {new} of {self.own.candidates * len(kept)} new experts stay, {old} old are used")
+        candidates = self.own.candidates * len(kept)
+        self.identified[task] |= {"ended": step, "new": new, "old": old, "candidates": candidates}
+        say(f"task {task + 1}: phase 1 ends after {step} steps; {new} of {candidates} new experts stay, {old} old ones are used")
 
     def _at_random(self, task: int, kept: dict[str, list[str]]) -> dict[str, list[str]]:
         """As many experts as were to stay, drawn from all: the control of what routing probabilities say."""

@@ -7,8 +7,8 @@ samples are told apart one by one, by the same `TaskRouter` as for every other s
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, contextmanager
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import ClassVar
 
 import torch
@@ -32,9 +32,7 @@ class MoEAdapters(Strategy):
         tasks = len(self.learner.tasks)
         self.adapters = nn.ModuleList()
         for norm, mlp, width in self.learner.blocks():
-            block = AdapterBlock(
-                width, self.own.experts * tasks, tasks, width=self.own.width, top_k=self.own.top_k, routing=self.routing
-            )
+            block = AdapterBlock(width, self.own.experts * tasks, tasks, width=self.own.width, top_k=self.own.top_k, routing=self.routing)
             block.attach(norm, mlp)
             self.adapters.append(block)
         self.frozen: list[list[int]] = [[] for _ in self.adapters]
@@ -65,7 +63,7 @@ class MoEAdapters(Strategy):
 
     def end(self, task: int) -> None:
         for block, frozen in zip(self.blocks, self.frozen, strict=True):
-            frozen += block.most_used(self.own.experts, frozen)
+            frozen.extend(block.most_used(self.own.experts, frozen))
         self.adapters.requires_grad_(requires_grad=False)
         for parameter in self.fresh.values():
             parameter.requires_grad = False

@@ -10,8 +10,10 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from vla_tune.data.scenes import SPLITS
@@ -185,7 +187,7 @@ def _paint_sign(label: str, rng: np.random.Generator) -> Image.Image:
         ground.paste(colour, mask=_shape_mask(plate, size, 0.0))
     pen, middle = ImageDraw.Draw(ground), _CANVAS / 2
     if label.startswith("speed"):
-        pen.text((middle, middle), label.split()[-1], fill=glyph, font=_font("DejaVuSans-Bold", int(0.75 * radius)), anchor="mm")
+        pen.text((middle, middle), label.rsplit(maxsplit=1)[-1], fill=glyph, font=_font("DejaVuSans-Bold", int(0.75 * radius)), anchor="mm")
     elif label == "general caution":
         pen.text((middle, middle), "!", fill=glyph, font=_font("DejaVuSans-Bold", int(0.9 * radius)), anchor="mm")
     elif label == "no entry":
@@ -233,12 +235,12 @@ def _paint_texture(label: str, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.where(np.asarray(mask)[..., None], ink, paper).astype(np.uint8))
 
 
-def _cloud(rng: np.random.Generator, cells: int) -> np.ndarray:
+def _cloud(rng: np.random.Generator, cells: int) -> npt.NDArray[Any]:
     noise = Image.fromarray((255 * rng.random((cells, cells))).astype(np.uint8))
     return np.asarray(noise.resize((_CANVAS, _CANVAS), Image.Resampling.BICUBIC)) / 255
 
 
-def _drawn_lines(label: str, rng: np.random.Generator) -> np.ndarray:
+def _drawn_lines(label: str, rng: np.random.Generator) -> npt.NDArray[Any]:
     """Bubbles, or cracks that wander over the whole picture."""
     mask = Image.new("L", (_CANVAS, _CANVAS))
     pen = ImageDraw.Draw(mask)

@@ -44,16 +44,16 @@ class Routing:
 class Mixture(nn.Module):
     """The experts that one task uses in one layer, and its router over them.
 
-    experts: their names. weight, bias: the router's, `[1 + experts, d]` and `[1 + experts]`, the first row the base's; with
-    `routed=False` there is none, and every expert counts in full.
+    experts: their names. like: the layer's weight `[out, d]`, for width and type.
+    weight, bias: the router's, `[1 + experts, d]` and `[1 + experts]`, the first row the base's; with `routed=False` there is none, and
+        every expert counts in full.
     """
 
-    def __init__(self, width: int, experts: list[str], *, routed: bool = True, like: Tensor | None = None) -> None:
+    def __init__(self, experts: list[str], like: Tensor, *, routed: bool = True) -> None:
         super().__init__()
         self.experts = experts
-        where = {} if like is None else {"device": like.device, "dtype": like.dtype}
-        self.weight = nn.Parameter(torch.zeros(1 + len(experts), width, **where)) if routed else None
-        self.bias = nn.Parameter(torch.zeros(1 + len(experts), **where)) if routed else None
+        self.weight = nn.Parameter(like.new_zeros(1 + len(experts), like.shape[1])) if routed else None
+        self.bias = nn.Parameter(like.new_zeros(1 + len(experts))) if routed else None
 
     def keep(self, experts: list[str]) -> None:
         """Forget the other experts; the router's rows go with them."""
@@ -103,11 +103,11 @@ class ExpertLinear(nn.Module):
 
     def add_mixture(self, task: int, experts: list[str], *, routed: bool = True) -> None:
         """What a task will use, in equal parts to begin with."""
-        self.mixtures[str(task)] = Mixture(self.in_features, experts, routed=routed, like=self.weight)
+        self.mixtures[str(task)] = Mixture(experts, self.weight, routed=routed)
 
     def mixture(self, task: int) -> Mixture | None:
         """What a task uses here; None where it uses the layer as it is."""
-        return self.mixtures[str(task)] if str(task) in self.mixtures else None  # type: ignore[return-value]
+        return self.mixtures[str(task)] if str(task) in self.mixtures else None  # type: ignore[return-value]  # noqa: SIM401 - a ModuleDict has no get
 
     def remove_expert(self, name: str) -> None:
         """Forget an expert that no mixture uses any more."""

@@ -30,7 +30,7 @@ def agreement(before: list[Tensor], now: list[Tensor]) -> float:
 
 
 def kept_slots(shares: Tensor, threshold: float) -> list[int]:
-    """The expert slots (from 1) with at least `threshold` times an equal share of the probability; `shares` `[slots]`, means over tokens."""
+    """The expert slots (from 1) with at least `threshold` times an equal share; `shares` `[slots]` are mean probabilities."""
     return [slot for slot in range(1, len(shares)) if float(shares[slot]) * len(shares) >= threshold]
 
 

@@ -162,7 +162,7 @@ class ExpertPool:
 
 def owner(expert: str) -> int:
     """The task that an expert was made for."""
-    return int(expert.split("-")[0])
+    return int(expert.split("-", maxsplit=1)[0])
 
 
 def mean_shares(seen: list[Tensor]) -> Tensor:

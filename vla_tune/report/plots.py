@@ -97,7 +97,7 @@ def variants(rows: list[Row]) -> str | None:
 
 
 def streams(rows: list[Row]) -> str:
-    """A stream's ways: what is known at the end against the parameters trained a task (hollow) and added in all, as an SVG file of its own."""
+    """What is known at a stream's end against the parameters trained a task (hollow) and added in all, as an SVG file of its own."""
     with _figure("streams", height=1.5 * SIZE[1], width=2 * SIZE[0]) as (figure, ax, _):
         for number, row in enumerate(rows):
             colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE) % len(MARKERS)]

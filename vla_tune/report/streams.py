@@ -44,7 +44,10 @@ def _runs(folder: Path) -> dict[int, dict[str, Any]]:
         for stage in ("eval-rollout", "eval-vqa"):
             file = run / stage / "report.json"
             if file.is_file() and (report := read_json(file)["stream"]).get("figures"):
-                found[int(run.name.removeprefix("seed-"))] = {"report": report, "last": _last(run / stage / "cells.parquet", report["tasks"])}
+                found[int(run.name.removeprefix("seed-"))] = {
+                    "report": report,
+                    "last": _last(run / stage / "cells.parquet", report["tasks"]),
+                }
                 break
     return found
 
@@ -68,7 +71,10 @@ def _row(label: str, runs: dict[int, dict[str, Any]], reference: dict[int, dict[
     row["last"] |= _interval([run["last"] for run in runs.values()])
     if runs is not reference and shared:
         pairs = [_minus(runs[seed]["last"], reference[seed]["last"]) for seed in shared]
-        row["difference"] = {"value": float(np.mean([np.mean([one.mean() for one in pair.values()]) for pair in pairs])), **_interval(pairs)}
+        row["difference"] = {
+            "value": float(np.mean([np.mean([one.mean() for one in pair.values()]) for pair in pairs])),
+            **_interval(pairs),
+        }
     parameters = [run["report"]["parameters"] for run in runs.values()]
     for name in ("mean_trainable", "final_added", "task_router"):
         row[name] = float(np.mean([one[name] for one in parameters]))

@@ -37,7 +37,7 @@ class Actor:
         policy: PreTrainedPolicy,
         processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline],
         world_processor: PolicyProcessorPipeline,
-        around: Callable[[dict[str, Any]], AbstractContextManager[None]] = nullcontext,
+        around: Callable[[dict[str, Any]], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._policy, (self._before, self._after), self._world = policy, processors, world_processor
         self._around = around

@@ -106,7 +106,9 @@ def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:
     if now["stream"]["tasks"][: len(was)] != earlier["stream"]["tasks"]:
         raise UserError(f"--resume: the stream began with other tasks ({', '.join(was)}); new ones go to its end")
     if len(now["stream"]["tasks"]) > len(was) and config.method.name == "moe_adapters":
-        raise UserError("--resume: moe_adapters lays out its experts for all tasks at the start; give --overwrite to train the longer stream")
+        raise UserError(
+            "--resume: moe_adapters lays out its experts for all tasks at the start; give --overwrite to train the longer stream"
+        )
     shaping = ("seed", "policy", "data", "method", "train", "stream")
     changed = {**differences(now, earlier), **differences(earlier, now)}
     changed = {key: None for key in changed if key.split(".")[0] in shaping and key not in (*FREE, "stream.tasks")}
@@ -212,7 +214,10 @@ def show(report: dict[str, Any]) -> None:
         rows += [[name, *cells(row)] for name, row in zip(names, report["matrix"], strict=False)]
         table("score (%) on each task (columns) after each task (rows)", ["after", *names], rows)
     if kept := report.get("reference"):
-        parts = (f"{name} {100 * kept[name]['value']:.1f} % [{100 * kept[name]['low']:.1f}, {100 * kept[name]['high']:.1f}]" for name in ("before", "after", "retention"))
+        parts = (
+            f"{name} {100 * kept[name]['value']:.1f} % [{100 * kept[name]['low']:.1f}, {100 * kept[name]['high']:.1f}]"
+            for name in ("before", "after", "retention")
+        )
         say(f"what belongs to no task, {kept['n']} samples: {', '.join(parts)}")
     for name, figure in report.get("figures", {}).items():
         if figure["value"] is not None:

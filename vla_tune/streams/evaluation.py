@@ -57,9 +57,8 @@ def measure(stream: Stream, folder: Path, *, tasks: bool, later: bool, reference
                     if how == "sample" or after == rows - 1:
                         cells[how].append(Cell(after, task, *stream.learner.score(task, _at(stream, how, task))))
                 counter.advance()
-    after = stream.learner.score_reference(_at(stream)) if reference else None
-    if before is not None and after is not None:
-        cells["reference"] = [Cell(-1, -1, *before), Cell(rows - 1, -1, *after)]
+    if before is not None and (now := stream.learner.score_reference(_at(stream))) is not None:
+        cells["reference"] = [Cell(-1, -1, *before), Cell(rows - 1, -1, *now)]
     return cells
 
 
@@ -79,7 +78,8 @@ def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed
     """What a report tells of a stream: the matrix, ZSCL's figures with 95 % intervals by bootstrap over test samples, the routing."""
     report: dict[str, Any] = {"tasks": names}
     if "reference" in cells:
-        report["reference"] = kept(*(cell.scores for cell in cells["reference"]), resamples, seed)
+        before, after = cells["reference"]
+        report["reference"] = kept(before.scores, after.scores, resamples, seed)
     if not cells["sample"]:
         return report
     tasks = sorted({cell.task for cell in cells["sample"]})
@@ -99,7 +99,7 @@ def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed
             "last": _listed(last(matrix)),
         }
     for how in ("batch", "given"):
-        if how in cells and cells[how]:
+        if cells.get(how):
             report[f"last_by_{how}"] = {
                 "by_task": [float(cell.scores.mean()) for cell in cells[how]],
                 "mean": float(np.mean([float(cell.scores.mean()) for cell in cells[how]])),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Batch = Any
 """One batch as the learner's own `loss` takes it."""
 
+
 class Learner(ABC):
     """A model, the tasks it learns one after another, and how it is scored on them.
 
@@ -41,7 +42,7 @@ class Learner(ABC):
             raise UserError("policy.base_vlm must be set: it is the model that the stream starts from")
         self.base = base or vlm_source(str(config.policy.base_vlm))
         self._linears = config.stream.linears
-        self._parts = config.stream.parts or [part for part in self.known_parts]
+        self._parts = config.stream.parts or list(self.known_parts)
         for part in self._parts:
             if part not in self.known_parts:
                 raise UserError(f"stream.parts: there is no '{part}' here; there are: {', '.join(self.known_parts)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,16 +24,33 @@ if TYPE_CHECKING:
     from vla_tune.streams.deployed import Deployed
 
 SMOOTHING = 0.1
-Reader = Callable[[Tensor], Tensor]
-"""Row numbers `[n]` to pixels `[n, 3, height, width]`."""
 PROBE = 64
 """Pictures that routers are looked at on."""
 CHUNK = 256
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Row numbers `[n]` to what CLIP reads of those pictures, `[n, 3, height, width]`.
+
+    whole: all of them, where they are in memory.
+    """
+
+    known: LabelledImages
+    prepare: Any
+    whole: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self.whole is not None:
+            return self.whole[rows]
+        pixels: Tensor = self.prepare(self.known.images[rows.tolist()]["image"], return_tensors="pt")["pixel_values"]
+        return pixels
+
+
 class Pictures(Learner):
     """A CLIP, its two towers; a batch is `(task, pixels [batch, 3, height, width], labels [batch])`."""
 
+    model: Any
     known_parts: ClassVar[tuple[str, ...]] = ("text", "vision")
 
     def __init__(self, config: Config) -> None:
@@ -86,7 +104,7 @@ class Pictures(Learner):
         return self._features(self._reader(self._reference, "reference"), len(self._reference.images))
 
     @torch.no_grad()
-    def _features(self, pixels: Reader, count: int) -> Tensor:
+    def _features(self, pixels: Pixels, count: int) -> Tensor:
         """Mean and deviation over patches at the start, in the middle and at the end of the vision tower, `[count, 6, d]`."""
         found = []
         for rows in torch.arange(count).split(CHUNK):
@@ -110,7 +128,7 @@ class Pictures(Learner):
         return self._score(known, pixels, features, deployed)
 
     @torch.no_grad()
-    def _score(self, known: LabelledImages, pixels: Reader, features: Tensor, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
+    def _score(self, known: LabelledImages, pixels: Pixels, features: Tensor, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
         """Whether each picture's class is found among the classes of its set."""
         labels = torch.tensor(known.images["label"])[: len(features)]
         tasks = deployed.tasks(features)
@@ -157,27 +175,20 @@ class Pictures(Learner):
         return labels if split == "train" else labels[: self.config.vqa.questions]
 
     @functools.cache  # noqa: B019
-    def _pixels(self, task: int, split: str) -> Reader:
+    def _pixels(self, task: int, split: str) -> Pixels:
         return self._reader(self._sets[task][split], f"{self.tasks[task]}, {split}")
 
-    def _reader(self, known: LabelledImages, title: str) -> Reader:
-        """Rows' numbers to pixels, from memory where all of a set fit into `data.cache_mb`."""
-
-        def read(rows: Tensor) -> Tensor:
-            pictures = known.images[rows.tolist()]["image"]
-            pixels: Tensor = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    def _reader(self, known: LabelledImages, title: str) -> Pixels:
+        """A set's pictures, in memory where all of them fit into `data.cache_mb`."""
+        pixels, count = Pixels(known, self.processor.image_processor), len(known.images)
+        if pixels(torch.zeros(1, dtype=torch.long)).numel() * 4 * count > self.config.data.cache_mb * 1e6:
             return pixels
-
-        first = read(torch.zeros(1, dtype=torch.long))
-        if first.numel() * 4 * len(known.images) > self.config.data.cache_mb * 1e6:
-            return read
         parts = []
-        with progress(f"reading {title}", len(known.images), "pictures") as counter:
-            for rows in torch.arange(len(known.images)).split(CHUNK):
-                parts.append(read(rows))
+        with progress(f"reading {title}", count, "pictures") as counter:
+            for rows in torch.arange(count).split(CHUNK):
+                parts.append(pixels(rows))
                 counter.advance(len(rows))
-        whole = torch.cat(parts)
-        return whole.__getitem__
+        return Pixels(known, self.processor.image_processor, torch.cat(parts))
 
     def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
         with strategy.as_stock():

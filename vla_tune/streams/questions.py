@@ -97,5 +97,3 @@ def _tested(manifest: str, most: int) -> Dataset:
     """The first `most` test questions, all where there are fewer."""
     questions: Any = vqa_questions(manifest, "test")
     return questions.select(range(min(most, len(questions))))
-
-

@@ -156,7 +156,7 @@ class Robot(Learner):
         whole = self.adapter.vlm.config.text_config.num_hidden_layers  # type: ignore[union-attr]
         if len(self.adapter.layers()) < whole:
             raise UserError(
-                f"a stream asks the policy's VLM questions, but the policy has cut it to {len(self.adapter.layers())} of its {whole} layers; "
+                f"a stream asks the policy's VLM questions, but the policy has cut it to {len(self.adapter.layers())} of {whole} layers; "
                 "set policy.settings.num_vlm_layers=0 on a new policy"
             )
         return self.adapter.vlm

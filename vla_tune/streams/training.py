@@ -166,7 +166,9 @@ class Stream:
             self.router.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("tasks:")})
             self.strategy.load_state_dict({key: value for key, value in state.items() if not key.startswith("tasks:")}, note["note"])
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{folder / name}: cannot be loaded ({' '.join(str(error).split())[:200]}); give --overwrite to train again") from None
+            raise UserError(
+                f"{folder / name}: cannot be loaded ({' '.join(str(error).split())[:200]}); give --overwrite to train again"
+            ) from None
         return note
 
 

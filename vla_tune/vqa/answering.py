@@ -31,7 +31,7 @@ def answer(
     batch_size: int,
     max_new_tokens: int,
     description: str,
-    around: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+    around: Callable[[Any], AbstractContextManager[object]] = nullcontext,
 ) -> list[str]:
     """The VLM's greedy free-form answers, as it wrote them but for surrounding white space; each batch of inputs `around` its context."""
     answers: list[str] = []
