@@ -320,6 +320,7 @@ class StreamConfig:
     reference: a manifest of samples that belong to no task, on which the model should go on as it was.
     router_width: how many random features of the frozen model tasks are told apart by.
     folder: where manifests' relative paths start.
+    merged: whether a stock model of each task alone is also saved, its experts merged into its weights.
     """
 
     tasks: list[StreamTask] = field(default_factory=list)
@@ -328,6 +329,7 @@ class StreamConfig:
     reference: str | None = None
     router_width: int = 1024
     folder: str | None = None
+    merged: bool = False
 
 
 @dataclass

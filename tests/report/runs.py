@@ -18,6 +18,7 @@ TYPES = ("count", "count_attribute", "colour", "shape", "existence", "relation")
 TASKS = ("reach-v3", "door-open-v3")
 PAYLOAD = "<script>alert('x')</script> & $a_b$"
 PROBE = {"value": 0.625, "low": 0.31, "high": 0.86}
+STREAM = ("reach", "drawer", "button")
 MP4 = b"\x00\x00\x00\x18ftypmp42invented"
 
 
@@ -25,7 +26,21 @@ def config(method: str, seed: int) -> dict[str, Any]:
     return load_config("demo", [f"method.name={method}", f"seed={seed}", "vqa.questions=60"]).to_dict()
 
 
-def publish(run: Path, stage: str, files: dict[str, Any], method: str, seed: int, inputs: list[dict[str, str]] | None = None) -> Artifact:
+def stream_config(seed: int = 0, *, robot: bool = False) -> dict[str, Any]:
+    tasks = [{"name": name, "manifest": None, "tasks": [f"{name}-v3"] if robot else [], "instructions": []} for name in STREAM]
+    made = config("full", seed)
+    return {**made, "method": {**made["method"], "name": "igsp"}, "stream": {**made["stream"], "tasks": tasks}}
+
+
+def publish(
+    run: Path,
+    stage: str,
+    files: dict[str, Any],
+    method: str,
+    seed: int,
+    inputs: list[dict[str, str]] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Artifact:
     with Draft(run / stage, stage) as draft:
         for name, content in files.items():
             file = draft.path / name
@@ -38,7 +53,7 @@ def publish(run: Path, stage: str, files: dict[str, Any], method: str, seed: int
                 file.write_text("".join(json.dumps(row) + "\n" for row in content))
             else:
                 write_json(file, content)
-        return draft.publish(config=config(method, seed), inputs=inputs or [], metrics={})
+        return draft.publish(config=settings or config(method, seed), inputs=inputs or [], metrics={})
 
 
 def metrics(method: str, steps: int = 400, layers: int = 4) -> list[dict[str, Any]]:
@@ -117,6 +132,68 @@ def whole_run(run: Path, method: str = "aegis", seed: int = 0, kept: float = 0.6
     train = add_train(run, method, seed)
     add_vqa(run, train, method, seed, kept)
     add_rollout(run, train, method, seed)
+    return run
+
+
+def task_record(task: int) -> dict[str, Any]:
+    """What iGSP writes down of a task: its own expert and all earlier ones in each layer but one."""
+    layers = [f"model.vlm.vision_model.encoder.layers.{n}.{kind}" for n in range(2) for kind in ("mlp.fc1", "self_attn.q_proj")]
+    experts = ["base", *(f"{own}-0" for own in range(task + 1))]
+    shares = {layer: dict.fromkeys(experts, 1 / len(experts)) for layer in [*layers[task > 0 :], "model.state_proj"]}
+    trained = {"first": 2000, "last": 1000, "most": 2000, "mean": 1234.5}
+    found = {"agreement": [[20, 0.7], [30, 0.95]] if task else [], "ended": 30, "new": 5 - (task > 0), "old": 4 * task, "candidates": 10}
+    added = {"experts": 900 * (task + 1), "routers": 100 * (task + 1)}
+    return {"name": STREAM[task], "trainable": trained, "added": added, "router": 64, "fresh": 0, **found, "shares": shares}
+
+
+def stream_report(*, tasks: bool = True, reference: bool = True, start: bool = True) -> dict[str, Any]:
+    count = len(STREAM)
+    records = [task_record(task) for task in range(count)]
+    grown: dict[str, Any] = {"trainable": [one["trainable"] for one in records], "added": [1000, 2000, 3000], "final_added": 3000}
+    grown |= {"mean_trainable": 1234.5, "mean_trainable_first": 2000.0, "mean_trainable_last": 1000.0, "task_router": 64, "fresh": 0}
+    report: dict[str, Any] = {"tasks": list(STREAM), "parameters": {**grown, "final_parts": records[-1]["added"], "records": records}}
+    if reference:
+        kept = {"before": 0.98, "after": 0.95, "retention": 0.969}
+        report["reference"] = {name: {"value": value, "low": value - 0.02, "high": value + 0.01} for name, value in kept.items()} | {
+            "n": 160
+        }
+    if not tasks:
+        return report
+    matrix = [[0.875 if task <= after else (0.125 if start else None) for task in range(count)] for after in range(count)]
+    figures = {"transfer": 0.125 if start else None, "average": 0.5 if start else None, "last": 0.875, "backward_transfer": -0.0625}
+    report |= {"matrix": matrix, "start": [0.0625] * count if start else None, "n": [40] * count}
+    report["figures"] = {
+        name: {"value": value, "low": None if value is None else value - 0.03, "high": None if value is None else value + 0.03}
+        for name, value in {**figures, "forgetting": 0.0625}.items()
+    }
+    report["last_by_batch"] = {"by_task": [0.9, 0.9, 0.9], "mean": 0.9}
+    report["last_by_given"] = {"by_task": [0.9125] * count, "mean": 0.9125}
+    report["taken_for"] = [[0.96 if own == task else 0.01 for own in range(count)] + [0.02] for task in range(count)]
+    return report
+
+
+def stream_run(run: Path, *, robot: bool = False, stages: tuple[str, ...] = ("eval-vqa", "eval-rollout")) -> Path:
+    """A stream of pictures, or of a robot's tasks, by the stages that it has been evaluated by."""
+    settings = stream_config(robot=robot)
+    rows = [{**row, "task": place * len(STREAM) // 40} for place, row in enumerate(metrics("full"))]
+    train = publish(run, "train", {"metrics.jsonl": rows}, "igsp", 0, settings=settings)
+    cells = [{"after": "reach", "task": "reach", "sample": 0, "score": 1.0, "taken_for": "reach"}]
+    asked: dict[str, Any] = {"stream": stream_report(tasks=not robot)}
+    if robot:
+        kept = asked["stream"]["reference"]
+        asked |= {"base_accuracy": kept["before"], "accuracy": kept["after"], "retention": kept["retention"], "n": kept["n"]}
+    reports = {"eval-vqa": asked}
+    if robot:
+        reports["eval-rollout"] = {"stream": stream_report(reference=False, start=False)}
+    for stage, report in reports.items():
+        if stage in stages:
+            publish(run, stage, {"report.json": report, "cells.parquet": cells}, "igsp", 0, [train.as_input()], settings)
+    return run
+
+
+def running_stream(run: Path) -> Path:
+    partial = running_run(run, "full") / "train.partial"
+    write_json(partial / "run.json", stream_config())
     return run
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from vla_tune.anchors import Anchor
     from vla_tune.config import MethodConfig
     from vla_tune.experts.tasks import TaskRouter
     from vla_tune.streams.learner import Batch, Learner
@@ -29,8 +30,8 @@ class Strategy(ABC):
     name: ClassVar[str]
     routes: ClassVar[bool] = True
 
-    def __init__(self, learner: Learner, settings: MethodConfig, router: TaskRouter, steps: int) -> None:
-        self.learner, self.settings, self.router = learner, settings, router
+    def __init__(self, learner: Learner, settings: MethodConfig, router: TaskRouter, steps: int, anchor: Anchor | None = None) -> None:
+        self.learner, self.settings, self.router, self.anchor = learner, settings, router, anchor
         self.steps = steps
         """Of the optimizer, a task."""
         self.diagnostics: dict[str, Any] = {}
@@ -70,6 +71,10 @@ class Strategy(ABC):
     def as_stock(self) -> AbstractContextManager[None]:
         """In here the model's modules and names are those that its library made."""
         return nullcontext()
+
+    def merged(self, task: int) -> AbstractContextManager[None] | None:
+        """In here the model is a stock one that knows one task; None where a strategy does not keep tasks apart, or cannot."""
+        return None
 
     @abstractmethod
     def added(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.continual.base import Strategy, Tasks
-from vla_tune.experts.pool import ExpertPool
+from vla_tune.experts.pool import ExpertPool, mean_shares
 
 
 class Experts(Strategy):
@@ -58,6 +58,17 @@ class Experts(Strategy):
 
     def as_stock(self) -> AbstractContextManager[None]:
         return self.pool.detached()
+
+    def merged(self, task: int) -> AbstractContextManager[None] | None:
+        """Exact where experts count in full; a router's shares are those of the mean over a probe's tokens."""
+        return self.pool.merged(task, self.shares(task)) if self.routes else None
+
+    @torch.no_grad()
+    def shares(self, task: int) -> dict[str, Tensor]:
+        """The mean routing probabilities `[1 + experts]` of every layer that routes, over the tokens of the task's probe."""
+        with self.pool.watched() as seen, self.routed(task):
+            self.learner.loss(self.learner.probe(task))
+        return {name: mean_shares(calls) for name, calls in seen.items() if calls}
 
     def added(self) -> dict[str, int]:
         return self.pool.count()

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from vla_tune.console import say
 from vla_tune.continual.experts import Experts
+from vla_tune.errors import UserError
 from vla_tune.experts.phases import agreement, kept_slots, new_mass, overlap
 from vla_tune.experts.pool import mean_shares, owner, top_slots
+from vla_tune.optim.projections import InputSide
 
 if TYPE_CHECKING:
     from vla_tune.streams.learner import Batch
@@ -34,6 +36,7 @@ class IGSP(Experts):
         super().prepare()
         self.identified: dict[int, dict[str, Any]] = {}
         """What phase 1 found, by task: the step that it ended at, the agreements, the mean shares, what was kept."""
+        self.guards = self._guards()
         self._probe: Batch | None = None
         self._before: list[Tensor] | None = None
 
@@ -42,6 +45,7 @@ class IGSP(Experts):
 
     def grow(self, task: int) -> None:
         self.pool.grow(task, self.own.candidates, self.places(task), old=self._shared(task))
+        self.after_update(task)
         self.identified[task] = {"agreement": [], "ended": None}
         self._probe = self._before = None
 
@@ -51,6 +55,28 @@ class IGSP(Experts):
             nearest = self.router.nearest(task)
             return lambda expert: owner(expert) == nearest
         return lambda _: self.own.sharing == "all"
+
+    # Isolation.
+
+    def _guards(self) -> dict[str, InputSide]:
+        """What keeps new experts of a VLM's layer blind to its leading VQA inputs, by layer (docs/subspace.md, `sides=inputs`)."""
+        if not self.own.protect:
+            return {}
+        if self.anchor is None or self.learner.vlm_prefix is None:
+            raise UserError(
+                "method.igsp.protect: it needs an anchor of the VLM (`vla-tune anchor`), which a stream of pictures has none of"
+            )
+        known, prefix = self.anchor.subspace, self.learner.vlm_prefix
+        inside = [name for name in self.pool.layers if name.startswith(prefix) and name.removeprefix(prefix) in known.reads]
+        return {name: InputSide.of(known.inputs[known.reads[name.removeprefix(prefix)]], self.own.protect) for name in inside}
+
+    @torch.no_grad()
+    def after_update(self, task: int) -> None:
+        """A's rows lose what lies in the protected inputs, so B A x is 0 there whatever B is."""
+        for name, guard in self.guards.items():
+            for one, down in self.pool.layers[name].down.items():
+                if owner(one) == task:
+                    down.copy_(guard(down))
 
     # Phase 1.
 
@@ -138,13 +164,11 @@ class IGSP(Experts):
 
     def record(self, task: int) -> dict[str, Any]:
         """Phase 1 of a task, and the mean share of every expert in every layer after its last step."""
-        with torch.no_grad(), self.pool.watched() as seen, self.routed(task):
-            self.learner.loss(self.learner.probe(task))
         shares = {}
-        for name, calls in seen.items():
+        for name, mean in self.shares(task).items():
             mixture = self.pool.layers[name].mixture(task)
-            if calls and mixture is not None:
-                shares[name] = dict(zip(["base", *mixture.experts], mean_shares(calls).tolist(), strict=True))
+            assert mixture is not None
+            shares[name] = dict(zip(["base", *mixture.experts], mean.tolist(), strict=True))
         return {**self.identified[task], "shares": shares}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,19 @@ class ExpertPool:
         """In here the model has its own linear layers, without experts."""
         for name, layer in self.layers.items():
             _put(self.model, name, layer.base)
+        try:
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                _put(self.model, name, layer)
+
+    @contextmanager
+    def merged(self, task: int, shares: dict[str, Tensor]) -> Iterator[None]:
+        """In here the model has linear layers of its own kind with a task's experts in them, by their mean `shares` (see `mean_shares`)."""
+        for name, layer in self.layers.items():
+            whole = copy.deepcopy(layer.base)
+            whole.weight = nn.Parameter(layer.merged(task, shares[name][1:] if name in shares else None), requires_grad=False)
+            _put(self.model, name, whole)
         try:
             yield
         finally:

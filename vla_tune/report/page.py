@@ -30,6 +30,7 @@ def _numbers(run: Run) -> Row:
         "headline": tables.headline(run),
         "by_type": tables.by_type(run),
         "by_task": tables.by_task(run),
+        "stream": run.stream,
         "language_probe": (run.rollout or {}).get("language_probe"),
         "offline": (run.rollout or {}).get("offline"),
         "layers": tables.layer_summary(run),
@@ -44,13 +45,9 @@ def _numbers(run: Run) -> Row:
 def page(runs: list[Run], made_at: str, version: str) -> str:
     """The whole report as one HTML page that needs nothing else."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-
-    def figures(drawn: list[tuple[str, str | None]]) -> list[dict[str, Any]]:
-        return [{"title": title, "svg": Markup(svg)} for title, svg in drawn if svg]  # noqa: S704 - matplotlib escapes its text
 
     return environment.get_template("page.html").render(
         title=" · ".join(run.label for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",
@@ -58,16 +55,23 @@ def page(runs: list[Run], made_at: str, version: str) -> str:
         version=version,
         runs=[_shown(run) for run in runs],
         headline=tables.headline_table(runs),
-        outcome=figures(
+        outcome=_figures(
             [
                 ("What was kept against what was learnt", plots.frontier(runs)),
                 ("Accuracy by type of question", plots.accuracy_by_type(runs)),
                 ("Closed-loop success by task", plots.success_by_task(runs)),
             ]
         ),
-        drift=figures([("Final drift by layer", plots.final_drift(runs)), *_layer_maps(runs)]),
-        curves=figures([(title.capitalize(), plots.curve(runs, key, title, log=log)) for key, title, log in CURVES]),
+        drift=_figures([("Final drift by layer", plots.final_drift(runs)), *_layer_maps(runs)]),
+        curves=_figures([(title.capitalize(), plots.curve(runs, key, title, log=log)) for key, title, log in CURVES]),
     )
+
+
+def _figures(drawn: list[tuple[str, str | None]], *, wide: bool = False) -> list[dict[str, Any]]:
+    """Those figures that there was something to draw for; wide: each takes the width of the page."""
+    from markupsafe import Markup
+
+    return [{"title": title, "svg": Markup(svg), "wide": wide} for title, svg in drawn if svg]  # noqa: S704 - matplotlib escapes its text
 
 
 def _shown(run: Run) -> Row:
@@ -79,7 +83,9 @@ def _shown(run: Run) -> Row:
         "running": run.running,
         "steps": run.steps,
         "outdated": run.outdated,
-        "missing": [stage for stage in ("anchor", "train", "eval-vqa", "eval-rollout") if stage not in run.artifacts],
+        "missing": [stage for stage in run.expected if stage not in run.artifacts],
+        "of_stream": run.of_stream,
+        "stream": _stream(run) if run.stream is not None else None,
         "types": tables.type_table(run),
         "tasks": tables.task_table(run),
         "probe": tables.probe_table(run),
@@ -94,6 +100,25 @@ def _shown(run: Run) -> Row:
         "videos": [{"name": file.stem, "data": media.video_data(file)} for file in run.videos],
         "origin": origin,
         "config": json.dumps(origin["config"], indent=1),
+    }
+
+
+def _stream(run: Run) -> Row:
+    """What the page says of a stream of tasks."""
+    drawn = [
+        ("Score on each task after each task", plots.matrix_map(run)),
+        ("Router agreement in phase 1 (a ring: its end)", plots.agreement(run)),
+    ]
+    routing = [("Routing after each task: experts by the task that they were made for", plots.router_map(run))]
+    return {
+        "matrix": tables.matrix_table(run),
+        "figures": tables.stream_table(run),
+        "base": tables.base_table(run),
+        "parameters": tables.parameters_table(run),
+        "parts": tables.parts_line(run),
+        "taken": tables.taken_table(run),
+        "phase": tables.phase_table(run),
+        "drawn": [*_figures(drawn), *_figures(routing, wide=True)],
     }
 
 

@@ -12,6 +12,7 @@ from vla_tune.artifacts import Artifact, read_artifact
 from vla_tune.errors import UserError
 
 STAGES = ("anchor", "train", "eval-vqa", "eval-rollout")
+EVALUATIONS = ("eval-vqa", "eval-rollout")
 DIAGNOSTICS = ("cosine", "projected", "energy_shed", "drift")
 """What a projecting method logs a layer; a frozen layer's entry is null."""
 
@@ -25,7 +26,8 @@ class Run:
     artifacts: the finished stages, by name.
     config: of the training, else of what there is.
     metrics: the rows of `metrics.jsonl`, of the finished training or of the one that is `running`.
-    vqa, rollout: the evaluations' `report.json`; predictions and episodes are their tables' rows.
+    vqa, rollout: the evaluations' `report.json`; predictions and episodes are their tables' rows. A stream of tasks has none of these.
+    stream: what the evaluations tell of a stream of tasks (`vla_tune.streams.evaluation.figures`).
     label: what tells this run from the others of the report.
     """
 
@@ -39,6 +41,7 @@ class Run:
     rollout: Row | None = None
     episodes: list[Row] = field(default_factory=list)
     videos: list[Path] = field(default_factory=list)
+    stream: Row | None = None
     label: str = ""
 
     @property
@@ -52,6 +55,25 @@ class Run:
     def seed(self) -> int | None:
         seed = self.config.get("seed")
         return None if seed is None else int(seed)
+
+    @property
+    def of_stream(self) -> bool:
+        """Whether it learns one task after another; it may not be evaluated yet."""
+        return self.stream is not None or bool((self.config.get("stream") or {}).get("tasks"))
+
+    @property
+    def expected(self) -> list[str]:
+        """The stages that such a run is made of."""
+        if not self.of_stream:
+            return list(STAGES)
+        robot = any(task.get("tasks") for task in (self.config.get("stream") or {}).get("tasks", []))
+        return ["train", "eval-vqa", *(["eval-rollout"] if robot else [])]
+
+    @property
+    def tasks(self) -> list[Row]:
+        """What was recorded of each task of an evaluated stream when it had been learnt."""
+        records: list[Row] = ((self.stream or {}).get("parameters") or {}).get("records", [])
+        return records
 
     @property
     def steps(self) -> int | None:
@@ -102,15 +124,27 @@ def read_run(folder: Path) -> Run:
     configs = [artifacts[stage].config for stage in ("train", "eval-vqa", "eval-rollout", "anchor") if stage in found]
     run = Run(folder, artifacts, read_json(partial.with_name("run.json")) if running else configs[0], running=running)
     run.metrics = read_metrics(partial if running else folder / "train" / "metrics.jsonl")
+    reports = {stage: read_json(folder / stage / "report.json") for stage in found if stage in EVALUATIONS}
+    run.stream = read_stream(reports)
+    if run.stream is not None:
+        return run
     if "eval-vqa" in found:
-        run.vqa = read_json(folder / "eval-vqa" / "report.json")
+        run.vqa = reports["eval-vqa"]
         run.predictions = read_table(folder / "eval-vqa" / "predictions.parquet")
     if "eval-rollout" in found:
-        run.rollout = read_json(folder / "eval-rollout" / "report.json")
+        run.rollout = reports["eval-rollout"]
         if run.rollout["success"] is not None:  # else there was no world, and its rows are of demonstrations
             run.episodes = read_table(folder / "eval-rollout" / "episodes.parquet")
         run.videos = sorted((folder / "eval-rollout" / "videos").glob("*.mp4"))
     return run
+
+
+def read_stream(reports: dict[str, Row]) -> Row | None:
+    """What evaluations tell of a stream: a robot's tasks by `eval-rollout`, the base ability always by `eval-vqa`."""
+    asked, acted = (reports.get(stage, {}).get("stream") for stage in EVALUATIONS)
+    row: Row | None = acted if acted and "matrix" in acted else asked or acted
+    kept = (asked or {}).get("reference")
+    return row if row is None or kept is None else {**row, "reference": kept}
 
 
 def read_metrics(file: Path) -> list[Row]:

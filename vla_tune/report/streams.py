@@ -12,9 +12,9 @@ from vla_tune.artifacts import write_json
 from vla_tune.console import say, table
 from vla_tune.report import plots
 from vla_tune.report.runs import Row, read_json, read_table
+from vla_tune.report.tables import FIGURES
 
 RESAMPLES = 2000
-FIGURES = ("last", "average", "transfer", "backward_transfer", "forgetting")
 
 
 def write_comparison(out: Path, labels: list[str]) -> list[Row]:

@@ -10,6 +10,12 @@ from vla_tune.report.runs import DIAGNOSTICS, Row, Run, layer_series, mean, mean
 NONE = "–"  # noqa: RUF001 - a dash where there is no number
 
 
+FIGURES = ("last", "average", "transfer", "backward_transfer", "forgetting")
+"""What is drawn from a stream's matrix."""
+OTHER_WAYS = {"last_by_batch": "One decision a test set", "last_by_given": "Task given"}
+"""How else a stream's samples are told apart by task."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A table's cell: the number, and its interval or note below it."""
@@ -27,8 +33,11 @@ class Table:
 
 
 def headline(run: Run) -> Row:
-    """One run's figures, null where a stage is not there yet; rates in 0..1, each interval `{value, low, high}`."""
-    vqa, rollout = run.vqa or {}, run.rollout or {}
+    """One run's figures, null where a stage is not there yet; rates in 0..1, each interval `{value, low, high}`.
+
+    Of a stream, VQA is its base ability.
+    """
+    vqa, rollout = run.vqa or base_ability(run), run.rollout or {}
     return {
         "method": run.method,
         "seed": run.seed,
@@ -45,6 +54,14 @@ def headline(run: Run) -> Row:
         "energy_shed": mean_energy_shed(run.metrics),
         "step_s": median_step_s(run.metrics),
     }
+
+
+def base_ability(run: Run) -> Row:
+    """What a stream's model could do before it and can do after it on what belongs to none of its tasks, named as VQA's figures are."""
+    kept: Row | None = (run.stream or {}).get("reference")
+    if kept is None:
+        return {}
+    return {"base_accuracy": kept["before"], "accuracy": kept["after"], "retention": kept["retention"], "n": kept["n"]}
 
 
 def by_type(run: Run) -> dict[str, Row]:
@@ -187,6 +204,85 @@ def weights_table(run: Run) -> Table:
         for group in groups
     ]
     return Table(["Weights", "Parameters", "Tensors moved", "Relative change", "Largest change"], rows)
+
+
+def matrix_table(run: Run) -> Table:
+    """A stream's score on each task after each task, and before the first."""
+    stream = run.stream or {}
+    names: list[str] = stream.get("tasks", [])
+    rows = [("before the stream", stream["start"])] if stream.get("start") else []
+    rows += [(f"after {name}", row) for name, row in zip(names, stream.get("matrix", []), strict=False)]
+    return Table(["Score on", *names], [[Cell(name), *(Cell(percent(value)) for value in row)] for name, row in rows])
+
+
+def stream_table(run: Run) -> Table:
+    """A stream's figures; `last` also where samples are told apart by task in other ways."""
+    stream = run.stream or {}
+    found: dict[str, Row] = stream.get("figures", {})
+    others = [(words, stream[key]["mean"]) for key, words in OTHER_WAYS.items() if stream.get(key)]
+    rows = []
+    for name in (name for name in FIGURES if name in found):
+        beside = [Cell(percent(mean) if name == "last" else "") for _, mean in others]
+        rows.append([Cell(name.replace("_", " ").capitalize()), rate(found[name]), *beside])
+    return Table(["Figure", "One decision a sample" if others else "Mean over tasks", *(words for words, _ in others)], rows)
+
+
+def base_table(run: Run) -> Table:
+    """A stream's base ability."""
+    kept = base_ability(run)
+    row = [Cell("base ability"), Cell(count(kept.get("n"))), *(rate(kept.get(name)) for name in ("base_accuracy", "accuracy", "retention"))]
+    return Table(["", "Samples", "Before", "After", "Retention"], [row] if kept else [])
+
+
+def parameters_table(run: Run) -> Table:
+    """What each task of a stream trained, and what the model has grown by since the stream began."""
+    stream = run.stream or {}
+    grown: Row = stream.get("parameters") or {}
+    rows = [
+        [Cell(name), Cell(count(one["first"])), Cell(count(one["last"])), Cell(count(round(one["mean"]))), Cell(count(added))]
+        for name, one, added in zip(stream.get("tasks", []), grown.get("trainable", []), grown.get("added", []), strict=False)
+    ]
+    if len(rows) > 1:
+        means = (grown[key] for key in ("mean_trainable_first", "mean_trainable_last", "mean_trainable"))
+        rows.append([Cell("mean over tasks"), *(Cell(count(round(value))) for value in means), Cell("")])
+    return Table(["Task", "Trained at first", "At last", "Mean over steps", "Added so far"], rows)
+
+
+def parts_line(run: Run) -> str | None:
+    """What a stream's model has grown by, part by part, in a sentence."""
+    grown: Row = (run.stream or {}).get("parameters") or {}
+    if not grown:
+        return None
+    parts = [f"{name} {count(value)}" for name, value in grown["final_parts"].items()]
+    beside = [f"{count(grown['task_router'])} numbers tell samples apart by task"] if grown.get("task_router") else []
+    if grown.get("fresh"):
+        beside.append(f"{count(grown['fresh'])} of what the first task trained began untrained")
+    return "; ".join([f"Added in all: {', '.join(parts) or 'nothing'}", *beside]) + "."
+
+
+def taken_table(run: Run) -> Table:
+    """What task the samples of each task were taken to be of after the stream."""
+    stream = run.stream or {}
+    names: list[str] = stream.get("tasks", [])
+    rows = [
+        [Cell(name), *(Cell(percent(share)) for share in shares)] for name, shares in zip(names, stream.get("taken_for", []), strict=False)
+    ]
+    return Table(["Samples of", *names[: len(rows)], "none"], rows)
+
+
+def phase_table(run: Run) -> Table:
+    """What phase 1 of iGSP found for each task; old experts are counted once a layer."""
+    rows = [
+        [
+            Cell(one["name"]),
+            Cell(count(one["ended"])),
+            Cell(NONE if one.get("new") is None else f"{one['new']:,} of {one['candidates']:,}"),
+            Cell(count(one.get("old"))),
+        ]
+        for one in run.tasks
+        if "ended" in one
+    ]
+    return Table(["Task", "Phase 1 ended at step", "New experts kept", "Old experts used"], rows)
 
 
 def rate(figure: Row | None, note: str = "") -> Cell:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
 from vla_tune.config import differences
-from vla_tune.console import say, table
+from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError
 from vla_tune.training.checkpoints import cut_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vla_tune.anchors import Anchor
     from vla_tune.config import Config
     from vla_tune.streams.evaluation import Cell
     from vla_tune.streams.training import Stream
@@ -37,7 +38,8 @@ def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: boo
 
     began = time.monotonic()
     draft = None if plan else _draft(config, run, overwrite=overwrite, resume=resume)
-    stream = Stream.open(config)
+    anchor = _anchor(config, run)
+    stream = Stream.open(config, anchor)
     if draft is None:
         _show_plan(stream)
         return None
@@ -45,17 +47,28 @@ def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: boo
     cut_metrics(draft.path / "metrics.jsonl", task * config.train.steps + step)
     write_json(draft.path / "run.json", config.to_dict())
     stream.learn(draft.path, task, step)
-    return _publish(config, stream, draft, time.monotonic() - began)
+    return _publish(config, stream, draft, time.monotonic() - began, [anchor.artifact.as_input()] if anchor else [])
 
 
-def _publish(config: Config, stream: Stream, draft: Draft, seconds: float) -> Artifact:
+def _anchor(config: Config, run: Path) -> Anchor | None:
+    """The anchor that a protecting strategy holds on to."""
+    from vla_tune.anchors import load_anchor
+
+    if config.method.name != "igsp" or not config.method.igsp.protect:
+        return None
+    return load_anchor(config.anchor.path or run / "anchor")
+
+
+def _publish(config: Config, stream: Stream, draft: Draft, seconds: float, inputs: list[dict[str, str]]) -> Artifact:
     from vla_tune.report.runs import median_step_s, read_metrics
     from vla_tune.streams.evaluation import parameters
 
     rows = read_metrics(draft.path / "metrics.jsonl")
     grown = parameters(draft.path)
     write_json(draft.path / "stream.json", grown)
-    stream.learner.save(draft.path, draft.target, stream.strategy)
+    with stream.strategy.as_stock():
+        stream.learner.save(draft.path, draft.target)
+    _save_merged(stream, draft)
     _show_parameters(stream.learner.tasks, grown)
     metrics = {
         "steps": rows[-1]["step"],
@@ -66,7 +79,22 @@ def _publish(config: Config, stream: Stream, draft: Draft, seconds: float) -> Ar
         "final_added": grown["final_added"],
         "seconds": seconds,
     }
-    return draft.publish(config=config.to_dict(), inputs=[], metrics=metrics, device=config.device)
+    return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
+
+
+def _save_merged(stream: Stream, draft: Draft) -> None:
+    """With `stream.merged`, a stock model a task under `merged/<task>/`."""
+    if not stream.config.stream.merged:
+        return
+    for number, name in enumerate(stream.learner.tasks):
+        merged = stream.strategy.merged(number)
+        if merged is None:
+            warn(f"stream.merged is left out: {stream.strategy.name} has no weights of one task alone")
+            return
+        place = Path("merged") / name
+        (draft.path / place).mkdir(parents=True)
+        with merged:
+            stream.learner.save(draft.path / place, draft.target / place)
 
 
 def _draft(config: Config, run: Path, *, overwrite: bool, resume: bool) -> Draft:
@@ -150,7 +178,7 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     source = Path(config.train.path) if config.train.path else run / "train"
     artifact = read_artifact(source, "train", f"vla-tune train {config.name} --out {run}")
     names = check_stream(config, artifact)
-    stream = Stream.open(config)
+    stream = Stream.open(config, _anchor(config, run))
     tasks = worlds or not is_robots(config)
     cells = measure(stream, source, tasks=tasks, later=not worlds, reference=not worlds)
     found: dict[str, Any] = {**figures(cells, names, config.vqa.bootstrap, config.seed), "parameters": parameters(source)}

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from vla_tune.config import Config
-    from vla_tune.continual.base import Strategy
     from vla_tune.streams.deployed import Deployed
 
 Batch = Any
@@ -28,9 +27,11 @@ class Learner(ABC):
     """A model, the tasks it learns one after another, and how it is scored on them.
 
     known_parts: the parts of the model that experts may go to, by name.
+    vlm_prefix: what the names of the VLM's layers start with, where the model is or has one whose anchor can be taken.
     """
 
     model: nn.Module
+    vlm_prefix: str | None = None
     known_parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Config, base: str | None = None) -> None:
@@ -141,8 +142,8 @@ class Learner(ABC):
     # Keeping.
 
     @abstractmethod
-    def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
-        """The model as its library saves it, without what the strategy has put beside it, into `folder`, which will be `final`."""
+    def save(self, folder: Path, final: Path) -> None:
+        """The model as its library saves it, into `folder`, which will be `final`; it must be a stock one (`Strategy.as_stock`)."""
 
 
 def draws(count: int, batch_size: int, seed: int, task: int, step: int) -> Iterator[Tensor]:

@@ -20,7 +20,6 @@ from vla_tune.streams.learner import Learner, draws, in_folder, part_blocks, red
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
-    from vla_tune.continual.base import Strategy
     from vla_tune.streams.deployed import Deployed
 
 SMOOTHING = 0.1
@@ -190,9 +189,8 @@ class Pictures(Learner):
                 counter.advance(len(rows))
         return Pixels(known, self.processor.image_processor, torch.cat(parts))
 
-    def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
-        with strategy.as_stock():
-            self.model.save_pretrained(folder / "clip")
+    def save(self, folder: Path, final: Path) -> None:
+        self.model.save_pretrained(folder / "clip")
         self.processor.save_pretrained(folder / "clip")
 
 

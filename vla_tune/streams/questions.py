@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from vla_tune.config import Config
-    from vla_tune.continual.base import Strategy
     from vla_tune.streams.deployed import Deployed
 
 PROBE = 32
@@ -33,6 +32,7 @@ VISION = r"model\.(vision_model|vision_tower(\.vision_model)?)\.encoder\.layers\
 class Questions(Learner):
     """A VLM; a batch is what its forward takes, labels included. What belongs to no task: the questions of `stream.reference`."""
 
+    vlm_prefix = ""
     known_parts: ClassVar[tuple[str, ...]] = ("text", "vision")
 
     def __init__(self, config: Config) -> None:
@@ -88,9 +88,8 @@ class Questions(Learner):
     def _questions(self, task: int, split: str) -> Dataset:
         return vqa_questions(self._manifests[task], split)
 
-    def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
-        with strategy.as_stock():
-            save_vlm(self.model, self.processor, folder / "vlm")  # type: ignore[arg-type]
+    def save(self, folder: Path, final: Path) -> None:
+        save_vlm(self.model, self.processor, folder / "vlm")  # type: ignore[arg-type]
 
 
 def _tested(manifest: str, most: int) -> Dataset:

@@ -28,7 +28,6 @@ from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
-    from vla_tune.continual.base import Strategy
     from vla_tune.streams.deployed import Deployed
 
 
@@ -47,6 +46,7 @@ class Robot(Learner):
         super().__init__(config, self.start.base_vlm)
         self.model = self.start.policy.eval()
         self.adapter = adapt(self.start.policy)
+        self.vlm_prefix = self.adapter.vlm_prefix
         self.simulator = simulator_of([name for task in config.stream.tasks for name in task.tasks])
         self.worlds = [tasks_of(self.simulator, task.tasks) for task in config.stream.tasks]
         self._episodes = [self._demonstrations(number) for number in range(len(self.tasks))]
@@ -209,8 +209,7 @@ class Robot(Learner):
 
     # Keeping.
 
-    def save(self, folder: Path, final: Path, strategy: Strategy) -> None:
-        with strategy.as_stock():
-            vlm, processor = grafted_vlm(self.start.policy, self.base)
-            save_vlm(vlm, processor, folder / "vlm")
-            save_policy(self.start.policy, self.start.processors, folder / "policy", str(final.resolve() / "vlm"))
+    def save(self, folder: Path, final: Path) -> None:
+        vlm, processor = grafted_vlm(self.start.policy, self.base)
+        save_vlm(vlm, processor, folder / "vlm")
+        save_policy(self.start.policy, self.start.processors, folder / "policy", str(final.resolve() / "vlm"))

@@ -21,6 +21,7 @@ from vla_tune.streams import open_learner
 from vla_tune.training.loop import Interrupted, stop_signals
 
 if TYPE_CHECKING:
+    from vla_tune.anchors import Anchor
     from vla_tune.config import Config
     from vla_tune.continual.base import Strategy
     from vla_tune.streams.learner import Learner
@@ -39,12 +40,12 @@ class Stream:
     strategy: Strategy
 
     @classmethod
-    def open(cls, config: Config) -> Stream:
+    def open(cls, config: Config, anchor: Anchor | None = None) -> Stream:
         """The model that the stream starts from, made ready for the strategy."""
         torch.manual_seed(config.seed)
         learner = open_learner(config)
         router = TaskRouter(config.stream.router_width)
-        strategy = strategy_class(config.method.name)(learner, config.method, router, config.train.steps)
+        strategy = strategy_class(config.method.name)(learner, config.method, router, config.train.steps, anchor)
         return cls(config, learner, router, strategy)
 
     def learn(self, folder: Path, task: int, step: int) -> None:

@@ -1,0 +1,204 @@
+"""Streams of pictures end to end: training, resuming, appending, scoring, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vla_tune.config import STRATEGIES, load_config
+from vla_tune.errors import UserError
+from vla_tune.report.runs import read_json, read_table
+from vla_tune.resources import demo_clip
+from vla_tune.stages import eval_rollout, eval_vqa, train
+from vla_tune.streams.pictures import Pictures
+from vla_tune.training.loop import Interrupted
+
+
+def states(run):
+    """What there is after each task, by file name."""
+    return {file.name: load_file(file) for file in sorted((run / "train" / "after").glob("*.safetensors"))}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name, state in one.items():
+        assert state.keys() == other[name].keys()
+        assert all(torch.equal(tensor, other[name][key]) for key, tensor in state.items())
+
+
+def stop_at(monkeypatch, step):
+    """Ctrl-C in the middle of training step `step`, counted over all tasks."""
+    losses, plain = [0], Pictures.loss
+
+    def loss(self, batch):
+        losses[0] += self.model.text_model.training or torch.is_grad_enabled()
+        if losses[0] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, batch)
+
+    monkeypatch.setattr(Pictures, "loss", loss)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_learns_a_stream_and_is_scored(quick, tmp_path, name):
+    config = quick("shapes", "textures", more=[f"method.name={name}"])
+    train.run(config, tmp_path)
+    artifact = eval_vqa.run(config, tmp_path)
+    report = read_json(tmp_path / "eval-vqa" / "report.json")["stream"]
+    assert len(report["matrix"]) == len(report["matrix"][0]) == 2
+    assert artifact.metrics["last"] == pytest.approx(sum(report["matrix"][-1]) / 2)
+    assert report["figures"]["last"]["low"] <= report["figures"]["last"]["value"] <= report["figures"]["last"]["high"]
+    cells = read_table(tmp_path / "eval-vqa" / "cells.parquet")
+    last = [row["score"] for row in cells if row["after"] == "textures" and row["task"] == "shapes"]
+    assert sum(last) / len(last) == pytest.approx(report["matrix"][1][0])
+    assert (report.get("last_by_given") is None) == (name in ("full", "lora", "shared", "replay"))
+    added = report["parameters"]["added"]
+    assert (added == [0, 0]) == (name in ("full", "replay"))
+
+
+@pytest.mark.parametrize(("name", "step"), [("igsp", 1), ("igsp", 3), ("igsp", 9), ("moe_adapters", 9), ("replay", 9), ("shared", 9)])
+def test_train_equals_train_and_resume(quick, tmp_path, monkeypatch, name, step):
+    config = quick("shapes", "textures", more=[f"method.name={name}"])
+    train.run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(Interrupted):
+            train.run(config, tmp_path / "parts")
+    train.run(config, tmp_path / "parts", resume=True)
+    assert_equal(states(tmp_path / "whole"), states(tmp_path / "parts"))
+    whole, parts = (read_json(tmp_path / run / "train" / "stream.json") for run in ("whole", "parts"))
+    assert whole == parts
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "train" / "metrics.jsonl").read_text().splitlines()] for run in ("whole", "parts")
+    ]
+    assert [(row["step"], row["loss"]) for row in logs[0]] == [(row["step"], row["loss"]) for row in logs[1]]
+
+
+@pytest.mark.parametrize("name", ["igsp", "full"])
+def test_a_finished_stream_takes_on_another_task(quick, tmp_path, name):
+    more = [f"method.name={name}"]
+    train.run(quick("shapes", "textures", "again", more=more), tmp_path / "whole")
+    train.run(quick("shapes", "textures", more=more), tmp_path / "longer")
+    train.run(quick("shapes", "textures", "again", more=more), tmp_path / "longer", resume=True)
+    assert_equal(states(tmp_path / "whole"), states(tmp_path / "longer"))
+
+
+def test_what_was_learnt_stays_to_the_bit_where_tasks_are_told_apart_rightly(quick, tmp_path):
+    config = quick("shapes", "textures")
+    train.run(config, tmp_path)
+    after = states(tmp_path)
+    first, last = after["0.safetensors"], after["1.safetensors"]
+    own = [name for name in first if not name.startswith("tasks:")]
+    assert own
+    assert all(torch.equal(first[name], last[name]) for name in own)
+
+
+def test_the_saved_model_is_the_stock_one_and_a_merged_one_knows_its_task(quick, tmp_path):
+    from transformers import CLIPModel
+
+    config = quick("shapes", "textures", more=["method.name=lora_per_task", "stream.merged=true"])
+    train.run(config, tmp_path)
+    base, saved = CLIPModel.from_pretrained(demo_clip(), dtype=torch.float32), CLIPModel.from_pretrained(tmp_path / "train" / "clip")
+    assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in base.state_dict().items())
+    from vla_tune.streams.training import Stream
+
+    stream = Stream.open(config)
+    stream.restore(tmp_path / "train" / "after", "1")
+    pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    for task, name in enumerate(("shapes", "textures")):
+        merged = CLIPModel.from_pretrained(tmp_path / "train" / "merged" / name / "clip").eval()
+        with torch.no_grad(), stream.strategy.routed(task):
+            ours = stream.learner.model.get_image_features(pixel_values=pixels).pooler_output
+            theirs = merged.get_image_features(pixel_values=pixels).pooler_output
+        assert torch.allclose(ours, theirs, atol=1e-5)
+        assert not torch.allclose(theirs, base.eval().get_image_features(pixel_values=pixels).pooler_output, atol=1e-5)
+
+
+def test_experts_are_shared_by_related_tasks_and_not_by_unrelated_ones(tmp_path):
+    config = load_config("stream-drawn", ["train.steps=60", "vqa.questions=120", "vqa.bootstrap=50"])
+    train.run(config, tmp_path)
+    eval_vqa.run(config, tmp_path)
+    report = read_json(tmp_path / "eval-vqa" / "report.json")["stream"]
+    first, again, mirrored, other = report["parameters"]["records"]
+    assert min(first["new"], other["new"]) >= 5
+    assert max(again["new"], mirrored["new"]) <= 1
+    assert min(again["old"], mirrored["old"]) > other["old"]
+    assert min(report["matrix"][-1]) > 0.5  # it learnt them all; chance is an eighth and less
+    assert report["reference"]["retention"]["value"] > 0.97
+
+
+def test_without_a_price_more_experts_stay(quick, tmp_path):
+    new = {}
+    for price in (0.0, 1.0):
+        config = quick("shapes", more=[f"method.igsp.price={price}", "train.steps=24", "method.igsp.agreement=1"])
+        train.run(config, tmp_path / str(price))
+        new[price] = read_json(tmp_path / str(price) / "train" / "stream.json")["records"][0]["new"]
+    assert new[1.0] < new[0.0]
+
+
+def test_random_pruning_keeps_as_many(quick, tmp_path):
+    for pruning in ("probability", "random"):
+        train.run(quick("shapes", "textures", more=[f"method.igsp.pruning={pruning}"]), tmp_path / pruning)
+    ours, theirs = (read_json(tmp_path / pruning / "train" / "stream.json")["records"][0] for pruning in ("probability", "random"))
+    assert (ours["new"], ours["old"]) == (theirs["new"], theirs["old"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["stream.tasks=[{name: a}]"], "either a manifest"),
+        (["stream.tasks=[{name: a, manifest: drawn-signs}, {name: b, manifest: shapes}]"], "a stream is of one kind"),
+        (["stream.parts=[expert]"], "there is no 'expert' here; there are: text, vision"),
+        (["stream.linears=[gate]"], "is called so"),
+        (["policy.base_vlm=demo"], "trains a CLIP, and this is a 'smolvlm' model"),
+        (["method.igsp.protect=0.9"], "needs an anchor"),
+    ],
+)
+def test_bad_input_is_told_and_leaves_nothing(quick, tmp_path, more, message):
+    config = quick("shapes", "textures", more=more)
+    if "protect" in more[0]:
+        message = "anchor"
+    with pytest.raises(UserError, match=message):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "train").exists()
+
+
+def test_a_stream_is_gone_on_with_only_as_it_began(quick, tmp_path):
+    train.run(quick("shapes", "textures", more=["method.name=moe_adapters"]), tmp_path)
+    for config, message in (
+        (quick("shapes", "textures", more=["method.name=moe_adapters"]), "is finished"),
+        (quick("textures", "shapes", "again", more=["method.name=moe_adapters"]), "began with other tasks"),
+        (quick("shapes", "textures", "again", more=["method.name=moe_adapters"]), "lays out its experts"),
+        (quick("shapes", "textures", "again", more=["method.name=igsp"]), "method.name changed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train.run(config, tmp_path, resume=True)
+    with pytest.raises(UserError, match="exists already"):
+        train.run(quick("shapes", "textures"), tmp_path)
+    with pytest.raises(UserError, match="no world to act in"):
+        eval_rollout.run(quick("shapes", "textures"), tmp_path)
+    with pytest.raises(UserError, match="has learnt the tasks shapes, textures"):
+        eval_vqa.run(quick("shapes"), tmp_path)
+
+
+def test_real_pictures_make_a_stream(quick_overrides, third_party_data, tmp_path):
+    config = load_config(
+        "stream-images",
+        [
+            "train.steps=2",
+            "train.batch_size=4",
+            "vqa.questions=8",
+            "vqa.bootstrap=50",
+            "stream.router_width=64",
+            "method.igsp.check_every=1",
+        ]
+        + [f"stream.folder={third_party_data}"],
+    )
+    train.run(config, tmp_path)
+    eval_vqa.run(config, tmp_path)
+    assert len(read_json(tmp_path / "eval-vqa" / "report.json")["stream"]["matrix"]) == 6
