@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_tune.console import say, table
-from vla_tune.data.manifests import BenchmarkManifest, load_manifest
+from vla_tune.data.manifests import BenchmarkManifest, LabelledManifest, in_folder, load_manifest
 from vla_tune.errors import UserError
 from vla_tune.policies import adapter_class
+from vla_tune.resources import SHIPPED
 from vla_tune.rollout.libero import ASSETS, assets_here
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ APPROXIMATE_MB = {
     "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": 2030,
     "lerobot/pi05_base": 14_500,
     "google/paligemma-3b-mix-224": 11_700,
+    "openai/clip-vit-base-patch16": 600,
 }
 """Weights that the shipped pipelines start from, from their parameters and the number format they are published in."""
 TOKENIZER_MB = 22
 """PaliGemma's, without its weights."""
-TRAINING = ("policy", "VLM", "tokenizer", "demonstrations")
+TRAINING = ("policy", "VLM", "tokenizer", "demonstrations", "tasks")
 """What `train` needs of it all."""
 TIMEOUT_S = 5.0
 
@@ -64,11 +66,17 @@ def fetches(config: Config) -> list[Fetch]:
         found.append(Fetch("tokenizer", tokenizer, "model", _cached(tokenizer, "model"), TOKENIZER_MB))
     if config.data.repo_id and not config.data.root:
         found.append(Fetch("demonstrations", config.data.repo_id, "dataset", _recorded(config.data.repo_id)))
-    for name in dict.fromkeys([config.vqa.manifest, config.anchor.manifest or config.vqa.manifest]):
+    streamed = [in_folder(config.stream, task.manifest) for task in config.stream.tasks if task.manifest]
+    asked = [] if streamed else [config.vqa.manifest, config.anchor.manifest or config.vqa.manifest]
+    for name in dict.fromkeys([*asked, *streamed]):
         manifest = load_manifest(name)
-        if isinstance(manifest, BenchmarkManifest) and not Path(manifest.dataset).expanduser().is_dir():
+        if (
+            isinstance(manifest, BenchmarkManifest | LabelledManifest)
+            and manifest.dataset
+            and not Path(manifest.dataset).expanduser().exists()
+        ):
             here = _cached(manifest.dataset, "dataset", manifest.revision)
-            found.append(Fetch("questions", manifest.dataset, "dataset", here, manifest.download_mb))
+            found.append(Fetch("tasks" if streamed else "questions", manifest.dataset, "dataset", here, manifest.download_mb))
     if any(task.startswith("libero") for task in config.rollout.tasks):
         found.append(Fetch("LIBERO's objects", ASSETS, "dataset", assets_here()))
     return found
@@ -86,7 +94,7 @@ def show_fetches(found: list[Fetch]) -> bool:
 
 
 def _on_hub(what: str, name: str) -> bool:
-    if name == "demo" or Path(name).expanduser().is_dir():
+    if name in SHIPPED or Path(name).expanduser().is_dir():
         return False
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise UserError(f"the {what} '{name}' is neither a folder nor a name on the Hub (owner/name)")

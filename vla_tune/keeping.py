@@ -10,7 +10,7 @@ from vla_tune.config import differences
 from vla_tune.data.manifests import manifest_source
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json
-from vla_tune.resources import demo_vlm
+from vla_tune.resources import SHIPPED
 
 READS = {
     "anchor": (
@@ -97,7 +97,7 @@ def _source_digest(key: str, name: str) -> str:
     if key.endswith("manifest"):
         source = manifest_source(name)
         return table_digest(files_table(source)) if source.is_dir() else file_digest(source)
-    folder = demo_vlm() if name == "demo" else Path(name)
+    folder = SHIPPED[name]() if name in SHIPPED else Path(name)
     return table_digest(files_table(folder)) if folder.is_dir() else name
 
 

@@ -32,6 +32,10 @@ def demo_clip() -> Path:
     return resource("assets", "demo_clip")
 
 
+SHIPPED = {"demo": demo_vlm, "demo-clip": demo_clip}
+"""The models that have a name of their own."""
+
+
 def cache_folder() -> Path:
     """Where the demo keeps what it makes for itself: `$VLA_TUNE_CACHE`, else `~/.cache/vla-tune`."""
     return Path(os.environ.get("VLA_TUNE_CACHE") or Path.home() / ".cache" / "vla-tune").expanduser()

@@ -183,13 +183,13 @@ def test_a_mixed_batch_is_each_sample_alone(seed, tasks, tokens, top_k):
         assert torch.allclose(whole[number : number + 1], run(layer, alone, [task]), rtol=1e-12, atol=1e-12)
 
 
-@given(seeds, tasks_of_samples, st.integers(0, 6), st.randoms(use_true_random=False))
+@given(seeds, tasks_of_samples.filter(lambda tasks: len(tasks) > 1), st.integers(0, 5), st.randoms(use_true_random=False))
 def test_neither_order_nor_company_changes_a_sample(seed, tasks, cut, random):
     layer, x = made(seed), inputs(seed, len(tasks), 2, 4)
     whole = run(layer, x, tasks)
     order = random.sample(range(len(tasks)), len(tasks))
     assert torch.allclose(run(layer, x[order], [tasks[one] for one in order]), whole[order], rtol=1e-12, atol=1e-12)
-    cut %= len(tasks) + 1
+    cut = 1 + cut % (len(tasks) - 1)
     parts = [run(layer, x[:cut], tasks[:cut]), run(layer, x[cut:], tasks[cut:])]
     assert torch.allclose(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
 

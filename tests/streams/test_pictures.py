@@ -125,9 +125,10 @@ def test_experts_are_shared_by_related_tasks_and_not_by_unrelated_ones(tmp_path)
     eval_vqa.run(config, tmp_path)
     report = read_json(tmp_path / "eval-vqa" / "report.json")["stream"]
     first, again, mirrored, other = report["parameters"]["records"]
-    assert min(first["new"], other["new"]) >= 5
-    assert max(again["new"], mirrored["new"]) <= 1
-    assert min(again["old"], mirrored["old"]) > other["old"]
+    assert 4 * max(again["new"], mirrored["new"]) <= min(first["new"], other["new"])
+    reused = [record["old"] / (record["old"] + record["new"]) for record in (again, mirrored, other)]
+    assert min(reused[:2]) > 0.8
+    assert reused[2] < 0.5
     assert min(report["matrix"][-1]) > 0.5  # it learnt them all; chance is an eighth and less
     assert report["reference"]["retention"]["value"] > 0.97
 
@@ -187,18 +188,8 @@ def test_a_stream_is_gone_on_with_only_as_it_began(quick, tmp_path):
 
 
 def test_real_pictures_make_a_stream(quick_overrides, third_party_data, tmp_path):
-    config = load_config(
-        "stream-images",
-        [
-            "train.steps=2",
-            "train.batch_size=4",
-            "vqa.questions=8",
-            "vqa.bootstrap=50",
-            "stream.router_width=64",
-            "method.igsp.check_every=1",
-        ]
-        + [f"stream.folder={third_party_data}"],
-    )
+    more = ["train.steps=2", "method.igsp.check_every=1", f"stream.folder={third_party_data}"]
+    config = load_config("stream-images", [*quick_overrides, *more])
     train.run(config, tmp_path)
     eval_vqa.run(config, tmp_path)
     assert len(read_json(tmp_path / "eval-vqa" / "report.json")["stream"]["matrix"]) == 6

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from vla_tune.artifacts import table_digest
-from vla_tune.config import read_yaml, structured
+from vla_tune.config import StreamConfig, read_yaml, structured
 from vla_tune.data.drawings import FAMILIES
 from vla_tune.data.scenes import QUESTION_TYPES, STYLES
 from vla_tune.errors import UserError, nearest
@@ -171,6 +171,12 @@ def load_manifest(name: str) -> Manifest:
     if holds_index(str(place)):
         return LabelledManifest(dataset=str(place), license="unstated")
     return parse_manifest(read_yaml(place), str(place))
+
+
+def in_folder(stream: StreamConfig, name: str) -> str:
+    """A manifest's name or path, where `stream.folder` has it."""
+    inside = Path(stream.folder) / name if stream.folder else None
+    return str(inside) if inside is not None and inside.exists() else name
 
 
 def manifest_source(name: str) -> Path:

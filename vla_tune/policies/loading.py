@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vla_tune.errors import UserError, nearest
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.resources import demo_clip, demo_vlm
+from vla_tune.resources import SHIPPED
 
 if TYPE_CHECKING:
     from lerobot.configs import PolicyFeature
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from vla_tune.policies.base import PolicyAdapter
-
-SHIPPED = {"demo": demo_vlm, "demo-clip": demo_clip}
 
 
 def vlm_source(name: str) -> str:

@@ -45,6 +45,8 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
 
     """
     if config.stream.tasks:
+        if plan and not _ready(config):
+            return None
         return stream.train(config, run, overwrite=overwrite, resume=resume, plan=plan)
     began, target = time.monotonic(), run / "train"
     if plan and not _ready(config):

@@ -18,15 +18,14 @@ def open_learner(config: Config) -> Learner:
         UserError: tasks of several kinds, or something that they name is missing.
 
     """
-    from vla_tune.data.manifests import LabelledManifest, load_manifest
-    from vla_tune.streams.learner import in_folder
+    from vla_tune.data.manifests import LabelledManifest, in_folder, load_manifest
 
     kinds = set()
     for task in config.stream.tasks:
         if bool(task.manifest) == bool(task.tasks):
             raise UserError(f"stream.tasks: '{task.name}' needs either a manifest (pictures or questions) or tasks (of a robot)")
         if task.manifest:
-            kinds.add("pictures" if isinstance(load_manifest(in_folder(config, task.manifest)), LabelledManifest) else "questions")
+            kinds.add("pictures" if isinstance(load_manifest(in_folder(config.stream, task.manifest)), LabelledManifest) else "questions")
         else:
             kinds.add("robot")
     if len(kinds) > 1:

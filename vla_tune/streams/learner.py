@@ -163,13 +163,6 @@ def redraws(samples: int, count: int, seed: int, number: int) -> Tensor:
     return torch.randint(samples, (count,), generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
 
 
-def in_folder(config: Config, manifest: str) -> str:
-    """A manifest's name or path, where `stream.folder` has it."""
-    folder = config.stream.folder
-    inside = Path(folder) / manifest if folder else None
-    return str(inside) if inside is not None and inside.exists() else manifest
-
-
 def part_blocks(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
     """The modules whose full name matches, in order."""
     return [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]

@@ -13,10 +13,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vla_tune.console import progress
+from vla_tune.data.manifests import in_folder
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE
 from vla_tune.images.dataset import LabelledImages, labelled_images
-from vla_tune.streams.learner import Learner, draws, in_folder, part_blocks, redraws
+from vla_tune.streams.learner import Learner, draws, part_blocks, redraws
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -57,13 +58,13 @@ class Pictures(Learner):
         self.model, self.processor = load_clip(self.base, config.device)
         self.device = torch.device(config.device)
         self._sets = [
-            {split: labelled_images(in_folder(config, task.manifest), split) for split in ("train", "test")}
+            {split: labelled_images(in_folder(config.stream, task.manifest), split) for split in ("train", "test")}
             for task in config.stream.tasks
             if task.manifest
         ]
         reference = config.stream.reference
-        self._reference = labelled_images(in_folder(config, reference), "train") if reference else None
-        self._reference_test = labelled_images(in_folder(config, reference), "test") if reference else None
+        self._reference = labelled_images(in_folder(config.stream, reference), "train") if reference else None
+        self._reference_test = labelled_images(in_folder(config.stream, reference), "test") if reference else None
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
         return {

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from vla_tune.data.manifests import in_folder
 from vla_tune.policies.loading import load_vlm, save_vlm
 from vla_tune.streams.answers import question_features, score_questions
-from vla_tune.streams.learner import Learner, draws, in_folder, part_blocks, redraws
+from vla_tune.streams.learner import Learner, draws, part_blocks, redraws
 from vla_tune.vqa.batches import answer_loss, answered_inputs
 from vla_tune.vqa.dataset import vqa_questions
 
@@ -39,8 +40,8 @@ class Questions(Learner):
         super().__init__(config)
         self.model, self.processor = load_vlm(self.base)
         nn.Module.to(self.model, config.device)
-        self._manifests = [in_folder(config, task.manifest) for task in config.stream.tasks if task.manifest]
-        self._reference = in_folder(config, config.stream.reference) if config.stream.reference else None
+        self._manifests = [in_folder(config.stream, task.manifest) for task in config.stream.tasks if task.manifest]
+        self._reference = in_folder(config.stream, config.stream.reference) if config.stream.reference else None
         self._settings = {"batch_size": config.vqa.batch_size, "max_new_tokens": config.vqa.max_new_tokens}
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:

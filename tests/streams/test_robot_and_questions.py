@@ -1,0 +1,122 @@
+"""Streams of a robot's tasks and of questions end to end, on the demo's VLM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vla_tune.config import load_config
+from vla_tune.errors import UserError
+from vla_tune.report.runs import read_json
+from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
+
+ROBOT = [
+    "data.manifest=null",
+    "data.repo_id=local/small",
+    "policy.settings.chunk_size=4",
+    "policy.settings.n_action_steps=2",
+    "train.steps=4",
+    "train.batch_size=4",
+    "train.warmup_steps=1",
+    "train.checkpoint_every=3",
+    "method.igsp.check_every=2",
+    "method.igsp.least=2",
+    "vqa.questions=8",
+    "vqa.bootstrap=50",
+    "rollout.episodes=2",
+    "rollout.step_limit=4",
+    "rollout.n_action_steps=2",
+    "stream.router_width=32",
+    (
+        "stream.tasks=[{name: drawer, tasks: [drawer-open-v3], instructions: [Open a drawer]}, "
+        "{name: button, tasks: [button-press-v3], instructions: [Press a button]}]"
+    ),
+]
+
+
+@pytest.fixture
+def robot(small_dataset):
+    """A function from further overrides to the configuration of a robot's stream."""
+    return lambda *more: load_config("stream-metaworld", [*ROBOT, f"data.root={small_dataset}", *more])
+
+
+@pytest.mark.parametrize("name", ["igsp", "moe_adapters", "full"])
+def test_a_robot_learns_a_stream_and_keeps_its_vqa_ability_measured(robot, tmp_path, name):
+    config = robot(f"method.name={name}")
+    train.run(config, tmp_path)
+    eval_vqa.run(config, tmp_path)
+    eval_rollout.run(config, tmp_path)
+    vqa = read_json(tmp_path / "eval-vqa" / "report.json")
+    assert vqa["n"] == 8
+    assert vqa["retention"]["value"] == pytest.approx(vqa["accuracy"]["value"] / vqa["base_accuracy"]["value"])
+    matrix = read_json(tmp_path / "eval-rollout" / "report.json")["stream"]["matrix"]
+    assert [[cell is None for cell in row] for row in matrix] == [[False, True], [False, False]]
+
+
+def test_the_saved_policy_is_a_stock_one(robot, tmp_path):
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    train.run(robot(), tmp_path)
+    policy = SmolVLAPolicy.from_pretrained(tmp_path / "train" / "policy", strict=True)
+    trained = load_file(tmp_path / "train" / "after" / "1.safetensors")
+    fresh = {name.removeprefix("fresh:").replace(".base.", "."): tensor for name, tensor in trained.items() if name.startswith("fresh:")}
+    state = policy.state_dict()
+    assert fresh
+    assert all(torch.equal(state[name], tensor) for name, tensor in fresh.items())
+
+
+def test_only_the_first_task_trains_a_new_action_expert(robot, tmp_path):
+    train.run(robot(), tmp_path)
+    first, last = (load_file(tmp_path / "train" / "after" / f"{task}.safetensors") for task in (0, 1))
+    assert all(torch.equal(tensor, last[name]) for name, tensor in first.items() if name.startswith("fresh:"))
+    records = read_json(tmp_path / "train" / "stream.json")["records"]
+    assert records[0]["fresh"] > 0
+    assert records[0]["trainable"]["first"] > records[0]["fresh"]
+
+
+def test_experts_that_protect_do_not_see_the_leading_vqa_inputs(robot, tmp_path):
+    from vla_tune.anchors import load_anchor
+    from vla_tune.streams.training import Stream
+
+    config = robot("method.igsp.protect=0.9", "anchor.samples=8", "anchor.batch_size=4", "anchor.frames=0", "anchor.gradients=0")
+    anchor.run(config, tmp_path)
+    train.run(config, tmp_path)
+    stream = Stream.open(config, load_anchor(tmp_path / "anchor"))
+    stream.restore(tmp_path / "train" / "after", "1")
+    checked = 0
+    for name, guard in stream.strategy.guards.items():
+        for down in stream.strategy.pool.layers[name].down.values():
+            assert torch.allclose(guard(down), down, atol=1e-5)
+            checked += 1
+    assert checked
+
+
+def test_a_task_without_demonstrations_is_told(robot, tmp_path):
+    tasks = "stream.tasks=[{name: fly, tasks: [reach-v3]}]"
+    with pytest.raises(UserError, match=r"'fly' has no demonstrations .* set its instructions to some of the dataset's: 'Open a drawer'"):
+        train.run(robot(tasks), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["igsp", "lora_per_task", "replay"])
+def test_a_vlm_learns_a_stream_of_questions(tmp_path, name):
+    config = load_config(
+        "stream-drawn",
+        [
+            f"method.name={name}",
+            "policy.base_vlm=demo",
+            "stream.tasks=[{name: three, manifest: shapes-three}, {name: noise, manifest: shapes-noise}]",
+            "stream.reference=shapes",
+            "stream.router_width=32",
+            "train.steps=3",
+            "train.batch_size=4",
+            "method.igsp.check_every=1",
+            "vqa.questions=8",
+            "vqa.bootstrap=50",
+        ],
+    )
+    train.run(config, tmp_path)
+    eval_vqa.run(config, tmp_path)
+    report = read_json(tmp_path / "eval-vqa" / "report.json")["stream"]
+    assert len(report["matrix"]) == 2
+    assert report["reference"]["n"] == 8
