@@ -67,7 +67,7 @@ class Experts(Strategy):
     def shares(self, task: int) -> dict[str, Tensor]:
         """The mean routing probabilities `[1 + experts]` of every layer that routes, over the tokens of the task's probe."""
         with self.pool.watched() as seen, self.routed(task):
-            self.learner.loss(self.learner.probe(task))
+            self.learner.probe_loss(task)
         return {name: mean_shares(calls) for name, calls in seen.items() if calls}
 
     def added(self) -> dict[str, int]:

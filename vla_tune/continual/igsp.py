@@ -37,7 +37,6 @@ class IGSP(Experts):
         self.identified: dict[int, dict[str, Any]] = {}
         """What phase 1 found, by task: the step that it ended at, the agreements, the mean shares, what was kept."""
         self.guards = self._guards()
-        self._probe: Batch | None = None
         self._before: list[Tensor] | None = None
 
     def shape(self) -> tuple[int, int, int]:
@@ -47,7 +46,7 @@ class IGSP(Experts):
         self.pool.grow(task, self.own.candidates, self.places(task), old=self._shared(task))
         self.after_update(task)
         self.identified[task] = {"agreement": [], "ended": None}
-        self._probe = self._before = None
+        self._before = None
 
     def _shared(self, task: int) -> Callable[[str], bool]:
         """Which experts of earlier tasks a task may use; with `similar`, those of the task that looks most like it."""
@@ -116,10 +115,8 @@ class IGSP(Experts):
     def after_step(self, task: int, step: int) -> bool:
         if not self.identifying(task) or step % self.own.check_every:
             return False
-        if self._probe is None:
-            self._probe = self.learner.probe(task)
         with torch.no_grad(), self.pool.watched() as seen, self.routed(task):
-            self.learner.loss(self._probe)
+            self.learner.probe_loss(task)
         used = {name: calls for name, calls in seen.items() if calls}
         now = [top_slots(calls) for calls in used.values()]
         found = self.identified[task]
@@ -181,5 +178,4 @@ class IGSP(Experts):
     def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
         super().load_state_dict(state, note)
         self.identified = {int(task): found for task, found in json.loads(note)["identified"].items()}
-        self._probe = None
         self._before = [state[key] for key in sorted(state) if key.startswith("before:")] or None

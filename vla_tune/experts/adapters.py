@@ -56,8 +56,9 @@ class AdapterBlock(nn.Module):
             return output
         if isinstance(rows, int):
             return output if rows < 0 else output + self.update(x, rows)
-        for task, own in rows.items():
+        for task, samples in rows.items():
             if task >= 0:
+                own = samples.to(x.device)
                 output = output.index_add(0, own, self.update(x[own], task))
         return output
 

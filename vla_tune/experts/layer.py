@@ -121,7 +121,8 @@ class ExpertLinear(nn.Module):
         if isinstance(rows, int):
             update = self.update(x, rows)
             return y if update is None else y + update
-        for task, own in rows.items():
+        for task, samples in rows.items():
+            own = samples.to(x.device)
             update = self.update(x[own], task)
             if update is not None:
                 y = y.index_add(0, own, update)

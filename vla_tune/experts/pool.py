@@ -134,7 +134,7 @@ class ExpertPool:
                 del layer.mixtures[str(task)]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every expert and router, by `{layer}:{experts|routers}:...`."""
+        """Every expert and router, by `{layer}:{expert}:{down|up}` and `{layer}:router-{task}:{weight|bias}`."""
         state: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             for one in layer.down:

@@ -115,6 +115,12 @@ class Learner(ABC):
     def probe(self, task: int) -> Batch:
         """A fixed batch of a task's training samples, for looking at."""
 
+    def probe_loss(self, task: int) -> Tensor:
+        """The loss on the probe; whatever it draws (a flow's noise and times) is the same each time, and training's draws stay theirs."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.loss(self.probe(task))
+
     @abstractmethod
     def remembered(self, task: int, samples: int, count: int, number: int) -> Batch:
         """`count` of the first `samples` training samples of a task; draw `number` is the same whenever it is made."""
