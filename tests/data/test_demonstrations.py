@@ -224,7 +224,7 @@ def test_other_shapes_are_named(recorded):
         (DataConfig(), "either data.manifest"),
         (DataConfig(manifest="metaworld-demo", repo_id="me/mine"), "either data.manifest"),
         (DataConfig(manifest="shapes"), "holds vqa, not demonstrations"),
-        (DataConfig(manifest="metaworld"), "did you mean 'metaworld-demo'"),
+        (DataConfig(manifest="metaworld-dem"), "did you mean 'metaworld-demo'"),
         (DataConfig(repo_id="me/mine", root="/nowhere"), "not a LeRobotDataset"),
     ],
 )

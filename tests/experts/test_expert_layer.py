@@ -166,7 +166,6 @@ def test_top_k_keeps_exactly_k_slots_and_their_proportions(seed, slots, top_k):
         assert torch.allclose(found[row][kept[row]], whole[row][kept[row]] / whole[row][kept[row]].sum())
 
 
-# FAILS, a bug in vla_tune/experts/layer.py `gates`: slots that are equal to the k-th largest logit all stay, so that a new router, whose
 # logits are all 0, uses every slot whatever top_k is ("how many slots a token uses at most").
 @pytest.mark.parametrize("logits", [[0.0, 0.0, 0.0, 0.0], [1.0, 3.0, 2.0, 2.0]])
 def test_top_k_keeps_no_more_than_k_slots_where_logits_are_equal(logits):

@@ -33,6 +33,11 @@ class IGSP(Experts):
 
     def prepare(self) -> None:
         self.own = self.settings.igsp
+        if self.own.check_every > self.own.most * self.steps:
+            raise UserError(
+                f"method.igsp.check_every={self.own.check_every}: phase 1 takes {self.own.most * self.steps:g} of train.steps={self.steps} "
+                "at most, and its routers would never be looked at; lower it"
+            )
         super().prepare()
         self.identified: dict[int, dict[str, Any]] = {}
         """What phase 1 found, by task: the step that it ended at, the agreements, the mean shares, what was kept."""
@@ -45,7 +50,7 @@ class IGSP(Experts):
     def grow(self, task: int) -> None:
         self.pool.grow(task, self.own.candidates, self.places(task), old=self._shared(task))
         self.after_update(task)
-        self.identified[task] = {"agreement": [], "ended": None}
+        self.identified[task] = {"agreement": [], "ended": None if self.places(task) else 0, "new": 0, "old": 0, "candidates": 0}
         self._before = None
 
     def _shared(self, task: int) -> Callable[[str], bool]:
@@ -124,7 +129,8 @@ class IGSP(Experts):
             found["agreement"].append([step, agreement(self._before, now)])
         self._before = now
         settled = len(found["agreement"]) > 0 and found["agreement"][-1][1] >= self.own.agreement
-        if (not settled or step < self.own.least) and step < self.own.most * self.steps:
+        late = step + self.own.check_every > self.own.most * self.steps  # the next look would come after phase 1
+        if not late and (not settled or step < self.own.least):
             return False
         self._decide(task, step, {name: mean_shares(calls) for name, calls in used.items()})
         self._before = None

@@ -33,7 +33,7 @@ class MoEAdapters(Strategy):
         self.adapters = nn.ModuleList()
         for norm, mlp, width in self.learner.blocks():
             block = AdapterBlock(width, self.own.experts * tasks, tasks, width=self.own.width, top_k=self.own.top_k, routing=self.routing)
-            block.attach(norm, mlp)
+            block.to(norm.weight).attach(norm, mlp)  # type: ignore[arg-type]
             self.adapters.append(block)
         self.frozen: list[list[int]] = [[] for _ in self.adapters]
 

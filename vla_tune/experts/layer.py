@@ -150,6 +150,8 @@ class ExpertLinear(nn.Module):
         mixture = self.mixture(task)
         weight = self.weight.detach().clone()
         if mixture is not None:
+            if mean is None and mixture.weight is not None:
+                raise ValueError("routed experts are merged by their mean shares, and none are given")
             shares = torch.ones(len(mixture.experts)) if mean is None else mean
             for name, share in zip(mixture.experts, shares.tolist(), strict=True):
                 weight += self.scale * share * (self.up[name] @ self.down[name]).detach()
@@ -158,7 +160,7 @@ class ExpertLinear(nn.Module):
 
 def gates(logits: Tensor, top_k: int) -> Tensor:
     """Routing probabilities `[..., slots]`: the softmax, over the `top_k` largest logits alone where that is not 0."""
-    if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    return logits.softmax(dim=-1)
+    if not 0 < top_k < logits.shape[-1]:
+        return logits.softmax(dim=-1)
+    best = logits.topk(top_k, dim=-1)  # of equal ones, as many as there is room for: a new router's are all equal
+    return torch.zeros_like(logits).scatter(-1, best.indices, best.values.softmax(-1))

@@ -42,7 +42,7 @@ class ExpertPool:
             fresh = [f"{task}-{number}" for number in range(candidates)]
             for one in fresh:
                 layer.add_expert(one)
-            layer.add_mixture(task, [*known, *fresh], routed=routed)
+            layer.add_mixture(task, [*fresh, *known], routed=routed)  # with top_k, the first slots are those that a new router uses
 
     def thaw(self, task: int) -> None:
         """A task's own experts and its routers train."""
@@ -119,7 +119,7 @@ class ExpertPool:
                 _put(self.model, name, layer)
 
     def keep(self, task: int, kept: dict[str, list[str]]) -> None:
-        """Cut a task's mixtures down to the experts named by layer; its own experts that are not named, and empty mixtures, go."""
+        """Cut a task's mixtures down to the experts named by layer; its own experts that no mixture uses, and empty mixtures, go."""
         for name, layer in self.layers.items():
             mixture = layer.mixture(task)
             if mixture is None:
@@ -128,7 +128,7 @@ class ExpertPool:
             gone = [one for one in mixture.experts if one not in stay]
             mixture.keep(stay)
             for one in gone:
-                if owner(one) == task:
+                if owner(one) == task and not any(one in other.experts for _, other in _mixtures(layer)):
                     layer.remove_expert(one)
             if not mixture.experts:
                 del layer.mixtures[str(task)]

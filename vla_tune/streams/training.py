@@ -200,7 +200,7 @@ class _Sizes:
 
 
 def _exchange(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
-    """Train these from now on; those that trained before keep their moments, and the schedule goes on."""
+    """Train these from now on; those of them that trained before keep their moments (a cut router is a new one), the schedule goes on."""
     kept = {id(p) for p in parameters}
     for parameter in [p for p in optimizer.state if id(p) not in kept]:
         del optimizer.state[parameter]
