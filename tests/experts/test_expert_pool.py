@@ -204,7 +204,7 @@ def test_a_task_may_use_the_earlier_experts_that_it_is_let(pool):
     for layer in pool.layers.values():
         assert layer.mixture(1).experts == ["1-0", "1-1"]
         assert layer.mixture(2).experts == ["2-0", "2-1", "1-0", "1-1"]
-        assert layer.mixture(3).experts == ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1", "3-0"]
+        assert layer.mixture(3).experts == ["3-0", "0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
 
 
 def test_the_numbers_are_counted(pool):
