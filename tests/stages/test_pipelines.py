@@ -28,6 +28,8 @@ DATASETS = {
     "own": ({"observation.images.front": 64}, 6, 6),
 }
 """Pictures with their edges, width of the state, width of the action."""
+STREAMS = ("mtil", "mtil-order-2", "stream-drawn", "stream-images", "stream-metaworld")
+"""Those of one task after another; tests/streams runs the last three, and the first two need the Hub's pictures."""
 
 
 def start(kind, base, folder):
@@ -132,10 +134,19 @@ def test_to_the_end(name, request, tmp_path):
 
 
 def test_every_pipeline_is_run_somewhere():
-    assert {*DATASETS, "demo"} == set(available("pipelines"))
+    assert {*DATASETS, *STREAMS, "demo"} == set(available("pipelines"))
 
 
-@pytest.mark.parametrize("name", available("pipelines"))
+@pytest.mark.parametrize("name", ["mtil", "mtil-order-2"])
+def test_a_plan_of_a_stream_names_its_data_sets(name, tmp_path, capsys):
+    assert train.run(load_config(name, ["device=cpu"]), tmp_path, plan=True) is None
+    told = capsys.readouterr().out
+    assert told.count("dataset ") == 11
+    assert "model openai/clip-vit-base-patch16" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [*DATASETS, "demo"])
 def test_a_plan_names_what_would_be_fetched(name, tmp_path, capsys):
     """Without a network, and without asking for one of the machine's GPUs."""
     everything = fetches(load_config(name))

@@ -96,6 +96,10 @@ class Stream:
                     self._save(folder / "checkpoint", task, now, sizes, optimizer, scheduler)
                 if stopped and now < train.steps:
                     raise Interrupted(stopped[0])
+                if not optimizer.param_groups[0]["params"]:
+                    say(f"what the model knows already is all that this task keeps: nothing is left to train after step {now}")
+                    sizes.add(0, train.steps - now)
+                    break
             strategy.end(task)
             self._leave(folder, task, sizes)
             if stopped:
@@ -183,10 +187,10 @@ class _Sizes:
     def read(cls, folder: Path) -> _Sizes:
         return cls(json.loads((folder / "checkpoint" / "state.json").read_text())["sizes"])
 
-    def add(self, count: int) -> None:
+    def add(self, count: int, steps: int = 1) -> None:
         if not self.steps or self.steps[-1][0] != count:
             self.steps.append([count, 0])
-        self.steps[-1][1] += 1
+        self.steps[-1][1] += steps
 
     def summary(self) -> dict[str, float]:
         """At the first step, at the last, the most, and the mean over steps."""
