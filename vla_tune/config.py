@@ -319,6 +319,7 @@ class StreamConfig:
     linears: which linear layers of them, by name; empty: all.
     reference: a manifest of samples that belong to no task, on which the model should go on as it was.
     router_width: how many random features of the frozen model tasks are told apart by.
+    router_samples: how many samples of a task, at most, it is learnt to be told by.
     folder: where manifests' relative paths start.
     merged: whether a stock model of each task alone is also saved, its experts merged into its weights.
     """
@@ -328,6 +329,7 @@ class StreamConfig:
     linears: list[str] = field(default_factory=list)
     reference: str | None = None
     router_width: int = 1024
+    router_samples: int = 5000
     folder: str | None = None
     merged: bool = False
 
@@ -462,6 +464,7 @@ AT_LEAST_ONE = (
     "method.igsp.candidates",
     "method.igsp.check_every",
     "stream.router_width",
+    "stream.router_samples",
     "train.steps",
     "train.batch_size",
     "train.log_every",

@@ -17,6 +17,7 @@ QUICK = [
     "vqa.questions=16",
     "vqa.bootstrap=50",
     "stream.router_width=64",
+    "stream.router_samples=48",
 ]
 
 

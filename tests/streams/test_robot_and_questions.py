@@ -28,6 +28,7 @@ ROBOT = [
     "rollout.step_limit=4",
     "rollout.n_action_steps=2",
     "stream.router_width=32",
+    "stream.router_samples=24",
     (
         "stream.tasks=[{name: drawer, tasks: [drawer-open-v3], instructions: [Open a drawer]}, "
         "{name: button, tasks: [button-press-v3], instructions: [Press a button]}]"
@@ -108,6 +109,8 @@ def test_a_vlm_learns_a_stream_of_questions(tmp_path, name):
             "stream.tasks=[{name: three, manifest: shapes-three}, {name: noise, manifest: shapes-noise}]",
             "stream.reference=shapes",
             "stream.router_width=32",
+            "stream.router_samples=24",
+            "stream.router_samples=24",
             "train.steps=3",
             "train.batch_size=4",
             "method.igsp.check_every=1",

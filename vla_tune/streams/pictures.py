@@ -96,12 +96,14 @@ class Pictures(Learner):
     # Telling tasks apart.
 
     def task_features(self, task: int) -> Tensor:
-        return self._features(self._pixels(task, "train"), len(self._labels(task, "train")))
+        count = min(self.config.stream.router_samples, len(self._labels(task, "train")))
+        return self._features(self._pixels(task, "train"), count)
 
     def reference_features(self) -> Tensor | None:
         if self._reference is None:
             return None
-        return self._features(self._reader(self._reference, "reference"), len(self._reference.images))
+        count = min(self.config.stream.router_samples, len(self._reference.images))
+        return self._features(self._reader(self._reference, "reference"), count)
 
     @torch.no_grad()
     def _features(self, pixels: Pixels, count: int) -> Tensor:
@@ -124,7 +126,7 @@ class Pictures(Learner):
             return None
         pixels = self._reader(known, "reference, test")
         with deployed.routed(None):
-            features = self._features(pixels, len(known.images))
+            features = self._features(pixels, min(self.config.vqa.questions, len(known.images)))
         return self._score(known, pixels, features, deployed)
 
     @torch.no_grad()

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 PROBE = 32
 """Questions that routers are looked at on."""
-LOOKED_AT = 512
-"""Questions at most that a task is recognised by."""
 TEXT = r"model\.(text_model|language_model)\.layers\.\d+"
 VISION = r"model\.(vision_model|vision_tower(\.vision_model)?)\.encoder\.layers\.\d+"
 
@@ -71,7 +69,7 @@ class Questions(Learner):
         return self._features(vqa_questions(self._reference, "anchor")) if self._reference else None
 
     def _features(self, questions: Dataset) -> Tensor:
-        looked_at = questions.select(range(min(LOOKED_AT, len(questions))))
+        looked_at = questions.select(range(min(self.config.stream.router_samples, len(questions))))
         return question_features(self.model, self.processor, looked_at, self.config.vqa.batch_size)  # type: ignore[arg-type]
 
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,7 +22,7 @@ from vla_tune.rollout.runner import Runner
 from vla_tune.rollout.worlds import simulator_of, tasks_of
 from vla_tune.streams.answers import pooled, question_features, score_questions
 from vla_tune.streams.learner import Learner, part_blocks, redraws
-from vla_tune.streams.questions import LOOKED_AT, TEXT, VISION
+from vla_tune.streams.questions import TEXT, VISION
 from vla_tune.training.loop import as_floats
 from vla_tune.training.setup import episode_frames, frames_loader, heldout_episodes, in_memory, loader_of, make_start, preset_optimizer
 from vla_tune.vqa.dataset import vqa_questions
@@ -131,12 +132,9 @@ class Robot(Learner):
     # Telling tasks apart.
 
     def task_features(self, task: int) -> Tensor:
-        found: list[Tensor] = []
-        for batch in self.batches(task, 0):
-            found.append(self.batch_features(batch))
-            if sum(map(len, found)) >= LOOKED_AT:
-                return torch.cat(found)
-        raise AssertionError
+        frames = len(episode_frames(self.start.dataset, self._episodes[task]))
+        count = -(-min(frames, self.config.stream.router_samples) // self.config.train.batch_size)
+        return torch.cat([self.batch_features(batch) for batch in itertools.islice(self.batches(task, 0), count)])
 
     @torch.no_grad()
     def batch_features(self, batch: dict[str, Any]) -> Tensor:
@@ -147,7 +145,7 @@ class Robot(Learner):
 
     def reference_features(self) -> Tensor:
         questions = vqa_questions(self.config.vqa.manifest, "anchor")
-        looked_at = questions.select(range(min(LOOKED_AT, len(questions))))
+        looked_at = questions.select(range(min(self.config.stream.router_samples, len(questions))))
         return question_features(self.vlm, self.processor, looked_at, self.config.vqa.batch_size)
 
     @property
