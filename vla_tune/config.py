@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from vla_tune.console import warn
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import available, resource
@@ -305,7 +303,7 @@ class StreamTask:
     tasks: a robot's, by the names that `rollout.tasks` takes. instructions: whose demonstrations are learnt from; default: theirs.
     """
 
-    name: str = MISSING
+    name: str
     manifest: str | None = None
     tasks: list[str] = field(default_factory=list)
     instructions: list[str] = field(default_factory=list)

@@ -106,17 +106,21 @@ def _check_needs(plan: Plan, label: str, seed: int, failed: list[tuple[str, int]
 
 def _one_run(plan: Plan, label: str, seed: int, config: Config, clock: Clock) -> None:
     folder, name = plan.folder(label, seed), f"{label}, seed {seed}"
+    if not config.stream.tasks:  # a stream's model is looked at when its first task begins
+        _take_anchor(plan, folder, config, name, clock)
+    for stage in (one for one in plan.stages if one != "benchmark"):
+        _make(folder, stage, config, name, clock, stale(folder, stage, config.to_dict()))
+
+
+def _take_anchor(plan: Plan, folder: Path, config: Config, name: str, clock: Clock) -> None:
+    """Make a run's anchor, or copy that of another run where it is the same."""
     reason = stale(folder, "anchor", config.to_dict())
-    if config.stream.tasks:
-        pass  # a stream's model is looked at when its first task begins
-    elif reason and (source := _anchor_elsewhere(plan, config)):
+    if reason and (source := _anchor_elsewhere(plan, config)):
         _copy_folder(source, folder / "anchor")
         record_sources(folder, "anchor", config.to_dict())
         clock.say(f"{name}: anchor taken from {source} (same configuration)")
     else:
         _make(folder, "anchor", config, name, clock, reason)
-    for stage in (one for one in plan.stages if one != "benchmark"):
-        _make(folder, stage, config, name, clock, stale(folder, stage, config.to_dict()))
 
 
 def _make(folder: Path, stage: str, config: Config, name: str, clock: Clock, reason: str | None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vla_tune.config import STRATEGIES
 from vla_tune.errors import UserError, nearest
+from vla_tune.registry import class_named
 
 if TYPE_CHECKING:
     from vla_tune.continual.base import Strategy
@@ -23,7 +23,4 @@ def strategy_class(name: str) -> type[Strategy]:
 
     if name not in STRATEGIES:
         raise UserError(f"method.name={name}: a stream is learnt by one of {', '.join(STRATEGIES)}; {nearest(name, list(STRATEGIES))}")
-    module = import_module(f"vla_tune.continual.{name}")
-    return next(
-        kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Strategy) and vars(kind).get("name") == name
-    )
+    return class_named("vla_tune.continual", name, Strategy)  # type: ignore[type-abstract]

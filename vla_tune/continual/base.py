@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -96,6 +97,26 @@ class Strategy(ABC):
         """What of the state is no tensor, as JSON."""
         return "{}"
 
+    @abstractmethod
     def resume(self, task: int) -> None:
         """After `load_state_dict` of a checkpoint in the middle of a task: what trains, trains again."""
-        raise NotImplementedError
+
+
+class Freezing(Strategy):
+    """The model is frozen but for parts that were never trained (a new action expert): those train with the first task."""
+
+    def prepare(self) -> None:
+        self.fresh = dict(self.learner.fresh())
+
+    def train_fresh(self, *, on: bool) -> None:
+        """Train the new parts, or no longer."""
+        for parameter in self.fresh.values():
+            parameter.requires_grad = on
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"fresh:{name}": p.detach() for name, p in self.fresh.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
+        with torch.no_grad():
+            for name, parameter in self.fresh.items():
+                parameter.copy_(state[f"fresh:{name}"])

@@ -9,22 +9,21 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from vla_tune.continual.base import Strategy, Tasks
+from vla_tune.continual.base import Freezing, Tasks
 from vla_tune.experts.pool import ExpertPool, mean_shares
 
 
-class Experts(Strategy):
-    """The model is frozen but for parts that were never trained (a new action expert): those train with the first task.
+class Experts(Freezing):
+    """Low-rank experts in the model's linear layers.
 
-    In the first task these layers get no experts: their own weights can learn.
+    In the first task new parts of the model get none: their own weights can learn.
     """
 
     def prepare(self) -> None:
-        fresh = dict(self.learner.fresh())
+        super().prepare()
         rank, alpha, top_k = self.shape()
         self.pool = ExpertPool(self.learner.model, self.learner.layers(), rank=rank, scale=alpha / rank, top_k=top_k)
-        self.fresh = fresh
-        own = {id(p) for p in fresh.values()}
+        own = {id(p) for p in self.fresh.values()}
         self.young = {name for name, layer in self.pool.layers.items() if id(layer.weight) in own}
 
     @abstractmethod
@@ -33,8 +32,7 @@ class Experts(Strategy):
 
     def begin(self, task: int) -> None:
         self.pool.freeze()
-        for parameter in self.fresh.values():
-            parameter.requires_grad = task == 0
+        self.train_fresh(on=task == 0)
         self.grow(task)
 
     @abstractmethod
@@ -50,8 +48,7 @@ class Experts(Strategy):
 
     def end(self, task: int) -> None:
         self.pool.freeze()
-        for parameter in self.fresh.values():
-            parameter.requires_grad = False
+        self.train_fresh(on=False)
 
     def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
         return self.pool.routed(tasks)
@@ -63,29 +60,30 @@ class Experts(Strategy):
         """Exact where experts count in full; a router's shares are those of the mean over a probe's tokens."""
         return self.pool.merged(task, self.shares(task)) if self.routes else None
 
-    @torch.no_grad()
     def shares(self, task: int) -> dict[str, Tensor]:
         """The mean routing probabilities `[1 + experts]` of every layer that routes, over the tokens of the task's probe."""
+        return {name: mean_shares(calls) for name, calls in self.probed(task).items()}
+
+    @torch.no_grad()
+    def probed(self, task: int) -> dict[str, list[Tensor]]:
+        """The routing probabilities `[..., 1 + experts]` of every layer that routes, call by call, on the task's probe."""
         with self.pool.watched() as seen, self.routed(task):
             self.learner.probe_loss(task)
-        return {name: mean_shares(calls) for name, calls in seen.items() if calls}
+        return {name: calls for name, calls in seen.items() if calls}
 
     def added(self) -> dict[str, int]:
         return self.pool.count()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {**self.pool.state_dict(), **{f"fresh:{name}": p.detach() for name, p in self.fresh.items()}}
+        return {**self.pool.state_dict(), **super().state_dict()}
 
     def note(self) -> str:
         return json.dumps({"structure": self.pool.structure()})
 
     def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
         self.pool.load(state, json.loads(note)["structure"])
-        with torch.no_grad():
-            for name, parameter in self.fresh.items():
-                parameter.copy_(state[f"fresh:{name}"])
+        super().load_state_dict(state, note)
 
     def resume(self, task: int) -> None:
         self.pool.thaw(task)
-        for parameter in self.fresh.values():
-            parameter.requires_grad = task == 0
+        self.train_fresh(on=task == 0)

@@ -120,9 +120,7 @@ class IGSP(Experts):
     def after_step(self, task: int, step: int) -> bool:
         if not self.identifying(task) or step % self.own.check_every:
             return False
-        with torch.no_grad(), self.pool.watched() as seen, self.routed(task):
-            self.learner.probe_loss(task)
-        used = {name: calls for name, calls in seen.items() if calls}
+        used = self.probed(task)
         now = [top_slots(calls) for calls in used.values()]
         found = self.identified[task]
         if self._before is not None:

@@ -18,9 +18,14 @@ class LoRA(Experts):
     def shape(self) -> tuple[int, int, int]:
         return self.settings.lora.rank, self.settings.lora.alpha, 0
 
+    def layout(self) -> tuple[int, bool]:
+        """How many experts a layer has, and whether by a router."""
+        return 1, False
+
     def grow(self, task: int) -> None:
         missing = [name for name in self.places(task) if self.pool.layers[name].mixture(0) is None]
-        self.pool.grow(0, 1, missing, routed=False)
+        count, routed = self.layout()
+        self.pool.grow(0, count, missing, routed=routed)
         self.pool.thaw(0)
 
     def routed(self, tasks: Tasks) -> AbstractContextManager[None]:

@@ -7,26 +7,24 @@ samples are told apart one by one, by the same `TaskRouter` as for every other s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from vla_tune.continual.base import Strategy, Tasks
+from vla_tune.continual.base import Freezing, Tasks
 from vla_tune.experts.adapters import AdapterBlock
 from vla_tune.experts.layer import Routing
 
 
-class MoEAdapters(Strategy):
+class MoEAdapters(Freezing):
     """Two experts a task in every block, top-2 routing, freezing by activation."""
 
     name: ClassVar[str] = "moe_adapters"
 
     def prepare(self) -> None:
+        super().prepare()
         self.own = self.settings.moe_adapters
-        self.fresh = dict(self.learner.fresh())
         self.learner.model.requires_grad_(requires_grad=False)
         self.routing = Routing()
         tasks = len(self.learner.tasks)
@@ -39,8 +37,7 @@ class MoEAdapters(Strategy):
 
     def begin(self, task: int) -> None:
         self.adapters.requires_grad_(requires_grad=False)
-        for parameter in self.fresh.values():
-            parameter.requires_grad = task == 0
+        self.train_fresh(on=task == 0)
         for block, frozen in zip(self.blocks, self.frozen, strict=True):
             for number, (down, up) in enumerate(zip(block.down, block.up, strict=True)):
                 for part in (down, up):
@@ -65,19 +62,10 @@ class MoEAdapters(Strategy):
         for block, frozen in zip(self.blocks, self.frozen, strict=True):
             frozen.extend(block.most_used(self.own.experts, frozen))
         self.adapters.requires_grad_(requires_grad=False)
-        for parameter in self.fresh.values():
-            parameter.requires_grad = False
+        self.train_fresh(on=False)
 
     def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
-        return self._routed(tasks)
-
-    @contextmanager
-    def _routed(self, tasks: Tasks) -> Iterator[None]:
-        before, self.routing.tasks = self.routing.tasks, tasks
-        try:
-            yield
-        finally:
-            self.routing.tasks = before
+        return self.routing.routed(tasks)
 
     def added(self) -> dict[str, int]:
         experts = sum(p.numel() for block in self.blocks for part in (block.down, block.up) for p in part.parameters())
@@ -87,7 +75,7 @@ class MoEAdapters(Strategy):
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"adapters:{name}": p.detach() for name, p in self.adapters.named_parameters()}
         used = {f"used:{number}": block.used for number, block in enumerate(self.blocks)}
-        return {**state, **used, **{f"fresh:{name}": p.detach() for name, p in self.fresh.items()}}
+        return {**state, **used, **super().state_dict()}
 
     def note(self) -> str:
         return json.dumps({"frozen": self.frozen})
@@ -95,9 +83,7 @@ class MoEAdapters(Strategy):
     def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
         own = {name.removeprefix("adapters:"): value for name, value in state.items() if name.startswith("adapters:")}
         self.adapters.load_state_dict(own)
-        with torch.no_grad():
-            for name, parameter in self.fresh.items():
-                parameter.copy_(state[f"fresh:{name}"])
+        super().load_state_dict(state, note)
         for number, block in enumerate(self.blocks):
             block.used = state[f"used:{number}"].clone()
         self.frozen = json.loads(note)["frozen"]

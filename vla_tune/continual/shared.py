@@ -16,7 +16,5 @@ class Shared(LoRA):
         own = self.settings.shared
         return own.rank, own.alpha, own.top_k
 
-    def grow(self, task: int) -> None:
-        missing = [name for name in self.places(task) if self.pool.layers[name].mixture(0) is None]
-        self.pool.grow(0, self.settings.shared.experts, missing)
-        self.pool.thaw(0)
+    def layout(self) -> tuple[int, bool]:
+        return self.settings.shared.experts, True

@@ -7,7 +7,8 @@ peft's layers hold several adapters but no gate between their two factors, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -27,6 +28,15 @@ class Routing:
     def __init__(self) -> None:
         self.tasks: int | Tensor | None = None
         self.watch: Callable[[ExpertLinear, Tensor], None] | None = None
+
+    @contextmanager
+    def routed(self, tasks: int | Tensor | None) -> Iterator[None]:
+        """Forward passes in here are those of these tasks."""
+        before, self.tasks = self.tasks, tasks
+        try:
+            yield
+        finally:
+            self.tasks = before
 
     def rows(self, count: int) -> dict[int, Tensor] | int | None:
         """The task of all rows, or which of `count` rows belong to each task. Several rows a sample (pictures) lie together."""

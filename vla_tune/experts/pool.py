@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +70,9 @@ class ExpertPool:
         routers = sum(p.numel() for layer in self.layers.values() for p in layer.mixtures.parameters())
         return {"experts": experts, "routers": routers}
 
-    @contextmanager
-    def routed(self, tasks: int | Tensor | None) -> Iterator[None]:
+    def routed(self, tasks: int | Tensor | None) -> AbstractContextManager[None]:
         """Forward passes in here are those of these tasks (see `Routing`)."""
-        before, self.routing.tasks = self.routing.tasks, tasks
-        try:
-            yield
-        finally:
-            self.routing.tasks = before
+        return self.routing.routed(tasks)
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, list[Tensor]]]:
@@ -94,24 +89,22 @@ class ExpertPool:
         finally:
             self.routing.watch = before
 
-    @contextmanager
-    def detached(self) -> Iterator[None]:
+    def detached(self) -> AbstractContextManager[None]:
         """In here the model has its own linear layers, without experts."""
+        return self._swapped({name: layer.base for name, layer in self.layers.items()})
+
+    def merged(self, task: int, shares: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """In here the model has linear layers of its own kind with a task's experts in them, by their mean `shares` (see `mean_shares`)."""
+        wholes: dict[str, nn.Module] = {}
         for name, layer in self.layers.items():
-            _put(self.model, name, layer.base)
-        try:
-            yield
-        finally:
-            for name, layer in self.layers.items():
-                _put(self.model, name, layer)
+            whole = wholes[name] = copy.deepcopy(layer.base)
+            whole.weight = nn.Parameter(layer.merged(task, shares[name][1:] if name in shares else None), requires_grad=False)
+        return self._swapped(wholes)
 
     @contextmanager
-    def merged(self, task: int, shares: dict[str, Tensor]) -> Iterator[None]:
-        """In here the model has linear layers of its own kind with a task's experts in them, by their mean `shares` (see `mean_shares`)."""
-        for name, layer in self.layers.items():
-            whole = copy.deepcopy(layer.base)
-            whole.weight = nn.Parameter(layer.merged(task, shares[name][1:] if name in shares else None), requires_grad=False)
-            _put(self.model, name, whole)
+    def _swapped(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        for name, module in modules.items():
+            _put(self.model, name, module)
         try:
             yield
         finally:

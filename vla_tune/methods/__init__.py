@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vla_tune.anchors import Anchor, check_compatible, load_anchor
 from vla_tune.config import METHODS, MethodConfig
 from vla_tune.errors import UserError, nearest
+from vla_tune.registry import class_named
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
@@ -61,7 +61,4 @@ def method_class(name: str) -> type[Method]:
 
     if name not in METHODS:
         raise UserError(f"method.name={name}: unknown method; {nearest(name, list(METHODS))}")
-    module = import_module(f"vla_tune.methods.{name}")
-    return next(
-        kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Method) and vars(kind).get("name") == name
-    )
+    return class_named("vla_tune.methods", name, Method)  # type: ignore[type-abstract]

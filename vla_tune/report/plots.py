@@ -104,9 +104,7 @@ def variants(rows: list[Row]) -> str | None:
             ax.errorbar(*place, xerr=_bars([x]), yerr=_bars([y]), fmt=marker, color=colour, elinewidth=1, label=row["label"])
         ax.set(xlabel="VQA retention (%)", ylabel="closed-loop success (%)")
         figure.legend(loc="outside right upper")
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", facecolor="white", metadata={"Date": None})
-        return stream.getvalue()
+        return _svg_file(figure)
 
 
 def streams(rows: list[Row]) -> str:
@@ -120,9 +118,7 @@ def streams(rows: list[Row]) -> str:
                 ax.errorbar(*place, yerr=_bars([row["last"]]), fmt=marker, color=colour, markerfacecolor=face, elinewidth=1, label=label)
         ax.set(xlabel="parameters: trained a task (hollow), added in all (filled)", ylabel="last (%)", xscale="log")
         figure.legend(loc="outside right upper")
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", facecolor="white", metadata={"Date": None})
-        return stream.getvalue()
+        return _svg_file(figure)
 
 
 def accuracy_by_type(runs: list[Run]) -> str | None:
@@ -460,6 +456,13 @@ def _figure(name: str, height: float = SIZE[1], width: float = SIZE[0]) -> Itera
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot(), lambda: _svg(figure, name)
+
+
+def _svg_file(figure: Figure) -> str:
+    """The figure as an SVG file of its own."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", facecolor="white", metadata={"Date": None})
+    return stream.getvalue()
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_tune.errors import RunError
-from vla_tune.rollout.worlds import Observation
+from vla_tune.rollout.worlds import Observation, Simulator
 
 VIDEO_EVERY = 2
 """Every how many steps a frame of a video is drawn."""
@@ -77,6 +77,16 @@ class Player(gym.Wrapper):  # type: ignore[type-arg,misc]
     def _frame(self) -> NDArray[np.uint8]:
         frame: NDArray[np.uint8] = self.env.render()  # type: ignore[assignment]
         return frame
+
+
+def player_maker(simulator: Simulator, image_size: int, step_limit: int | None) -> Callable[[str], functools.partial[Player]]:
+    """Of a task: what makes a player of it; it can be sent to another process. Without a limit, the simulator's own counts."""
+
+    def make_player(task: str) -> functools.partial[Player]:
+        limit = step_limit or simulator.step_limit(task)
+        return functools.partial(Player, simulator.maker(task, image_size=image_size, step_limit=limit), limit)
+
+    return make_player
 
 
 class Seat(Protocol):

@@ -129,16 +129,13 @@ class Evaluation:
 
     def _player(self) -> Play:
         """Our own loop, with the policy opened."""
-        from vla_tune.rollout.players import Player
+        from vla_tune.rollout.players import player_maker
         from vla_tune.rollout.runner import Runner
 
         settings, simulator = self._config.rollout, self.simulator
         actor, size = open_actor(self._config, self._policy, simulator)
 
-        def make_player(task: str) -> functools.partial[Player]:
-            limit = self.limits[task]
-            return functools.partial(Player, simulator.maker(task, image_size=size, step_limit=limit), limit)
-
+        make_player = player_maker(simulator, size, settings.step_limit)
         return Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run
 
     def _play_as_lerobot(self, episodes: list[Episode], on_done: Callable[[Episode], None]) -> None:

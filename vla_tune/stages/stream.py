@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
 from vla_tune.config import differences
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError
-from vla_tune.training.checkpoints import cut_metrics
+from vla_tune.training.checkpoints import cut_metrics, reopen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,14 +107,7 @@ def _draft(config: Config, run: Path, *, overwrite: bool, resume: bool) -> Draft
         _check_goes_on(config, artifact.config)
         if len(artifact.config["stream"]["tasks"]) == len(config.stream.tasks):
             raise UserError(f"--resume: {target} is finished; add tasks to the end of stream.tasks, or give --overwrite to train again")
-        fresh = partial.with_name(f"{partial.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        fresh.mkdir()
-        shutil.copytree(target / AFTER, fresh / AFTER)
-        shutil.copy2(target / "metrics.jsonl", fresh / "metrics.jsonl")
-        shutil.copy2(target / "run.json", fresh / "run.json")
-        fresh.rename(partial)
+        reopen(target, partial, AFTER)
     elif resume:
         if not begun:
             raise UserError(f"--resume: there is nothing to go on from in {partial}; start without --resume")

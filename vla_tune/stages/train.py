@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from vla_tune.methods import make_method, method_class
 from vla_tune.methods.wise_ft import finished_run
 from vla_tune.report.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
 from vla_tune.stages import stream
-from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint
+from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint, reopen
 from vla_tune.training.export import export
 from vla_tune.training.heldout import heldout_loss
 from vla_tune.training.loop import Loop
@@ -142,14 +141,7 @@ def _reopen(config: Config, target: Path, partial: Path) -> None:
         raise UserError(
             f"--resume: {target} is finished at step {steps[-1]}; raise train.steps to extend it, or give --overwrite to train again"
         )
-    shutil.rmtree(partial, ignore_errors=True)
-    fresh = partial.with_name(f"{partial.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    shutil.copytree(target / "checkpoints", fresh / "checkpoints")
-    for name in ("metrics.jsonl", "run.json"):
-        shutil.copy2(target / name, fresh / name)
-    fresh.rename(partial)
+    reopen(target, partial, "checkpoints")
 
 
 def _check_same(config: Config, folder: Path) -> None:

@@ -16,8 +16,6 @@ from vla_tune.vqa.prompts import prompts_of
 from vla_tune.vqa.scorers import scores
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from datasets import Dataset
     from transformers import PreTrainedModel, ProcessorMixin
 
@@ -66,16 +64,7 @@ def score_questions(
     """
     taken: list[Tensor] = []
 
-    def around(inputs: Any) -> AbstractContextManager[None]:
-        if not deployed.strategy.routes:
-            return deployed.routed(None)
-        with deployed.routed(None):
-            features = input_features(vlm, inputs)
-        tasks = deployed.tasks(features)
-        assert tasks is not None
-        taken.append(tasks)
-        return deployed.routed(tasks)
-
+    around = deployed.around(lambda inputs: input_features(vlm, inputs), taken)
     said = answer(vlm, processor, questions, description="questions", around=around, **settings)
     marks = torch.from_numpy(scores(metric_of(manifest), said, questions)).double()
     return marks, said, torch.cat(taken) if taken else None

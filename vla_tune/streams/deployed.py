@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,6 +39,24 @@ class Deployed:
         if not self.router.sums:
             return features.new_full((len(features),), NONE).long()
         return (self.router.assign if self.how == "sample" else self.router.assign_batch)(features)
+
+    def around[T](self, see: Callable[[T], Tensor], taken: list[Tensor]) -> Callable[[T], AbstractContextManager[None]]:
+        """Given a batch's inputs: the context of a pass over it, once `see` has said how the frozen model sees it.
+
+        taken: what the batches' samples are taken for is added here.
+        """
+
+        def context(inputs: T) -> AbstractContextManager[None]:
+            if not self.strategy.routes:
+                return self.routed(None)
+            with self.routed(None):
+                features = see(inputs)
+            tasks = self.tasks(features)
+            assert tasks is not None
+            taken.append(tasks)
+            return self.routed(tasks)
+
+        return context
 
     def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
         """Forward passes in here are those of these tasks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,5 +169,6 @@ def parameters(folder: Path) -> dict[str, Any]:
 
 def _listed(tensor: Tensor) -> list[Any]:
     """As JSON has it: null where nothing was measured."""
-    values = tensor.tolist()
-    return [_listed(torch.tensor(row, dtype=torch.float64)) if isinstance(row, list) else (None if row != row else row) for row in values]  # noqa: PLR0124 - nan
+    if tensor.ndim > 1:
+        return [_listed(row) for row in tensor]
+    return [None if math.isnan(value) else value for value in tensor.tolist()]

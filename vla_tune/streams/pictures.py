@@ -124,9 +124,8 @@ class Pictures(Learner):
         known = self._reference_test
         if known is None:
             return None
-        pixels = self._reader(known, "reference, test")
         with deployed.routed(None):
-            features = self._features(pixels, min(self.config.vqa.questions, len(known.images)))
+            pixels, features = self._reference_seen()
         return self._score(known, pixels, features, deployed)
 
     @torch.no_grad()
@@ -164,6 +163,13 @@ class Pictures(Learner):
     @functools.cache  # noqa: B019 - a learner lives as long as its process
     def _test_features(self, task: int) -> Tensor:
         return self._features(self._pixels(task, "test"), len(self._labels(task, "test")))
+
+    @functools.cache  # noqa: B019
+    def _reference_seen(self) -> tuple[Pixels, Tensor]:
+        """The test pictures that belong to no task, and how the model that the stream started from sees them."""
+        assert self._reference_test is not None
+        pixels = self._reader(self._reference_test, "reference, test")
+        return pixels, self._features(pixels, min(self.config.vqa.questions, len(self._reference_test.images)))
 
     @functools.cache  # noqa: B019
     def _prompts(self, task: int) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +16,7 @@ from vla_tune.policies import adapt
 from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm
 from vla_tune.rollout.actor import Actor, trained_size
 from vla_tune.rollout.episodes import Episode, plan
-from vla_tune.rollout.players import Player
+from vla_tune.rollout.players import player_maker
 from vla_tune.rollout.runner import Runner
 from vla_tune.rollout.worlds import simulator_of, tasks_of
 from vla_tune.streams.answers import pooled, question_features, score_questions
@@ -184,24 +183,11 @@ class Robot(Learner):
         policy = self.start.policy
         policy.config.n_action_steps = settings.n_action_steps
 
-        def around(batch: dict[str, Any]) -> AbstractContextManager[None]:
-            if not deployed.strategy.routes:
-                return deployed.routed(None)
-            with deployed.routed(None):
-                features = self.batch_features(batch)
-            tasks = deployed.tasks(features)
-            assert tasks is not None
-            taken.append(tasks)
-            return deployed.routed(tasks)
-
         size = settings.image_size or trained_size(policy, self.start.processors[0], self.simulator)
         episodes = plan({one: self.simulator.instruction(one) for one in self.worlds[task]}, settings.episodes, settings.first_seed, videos)
-        actor = Actor(policy, self.start.processors, self.simulator.processor(), around)
+        actor = Actor(policy, self.start.processors, self.simulator.processor(), deployed.around(self.batch_features, taken))
 
-        def make_player(name: str) -> functools.partial[Player]:
-            limit = settings.step_limit or self.simulator.step_limit(name)
-            return functools.partial(Player, self.simulator.maker(name, image_size=size, step_limit=limit), limit)
-
+        make_player = player_maker(self.simulator, size, settings.step_limit)
         Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run(episodes, lambda _: None)
         return episodes, torch.cat(taken) if taken else None
 

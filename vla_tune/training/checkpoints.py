@@ -70,6 +70,18 @@ def load_checkpoint(
         ) from None
 
 
+def reopen(target: Path, partial: Path, states: str) -> None:
+    """Copy a finished run's states (a folder of it) and rows into the working folder, to extend it."""
+    shutil.rmtree(partial, ignore_errors=True)
+    fresh = partial.with_name(f"{partial.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    shutil.copytree(target / states, fresh / states)
+    for name in ("metrics.jsonl", "run.json"):
+        shutil.copy2(target / name, fresh / name)
+    fresh.rename(partial)
+
+
 def cut_metrics(file: Path, step: int) -> None:
     """Drop the rows of steps after `step`, which a resumed run will write again."""
     if not file.exists():
