@@ -316,7 +316,7 @@ class StreamConfig:
     parts: which parts of the model get experts, of `text`, `vision` and, in a policy, `expert`; empty: all.
     linears: which linear layers of them, by name; empty: all.
     reference: a manifest of samples that belong to no task, on which the model should go on as it was.
-    router_width: how many random features of the frozen model tasks are told apart by.
+    router_width: how many random features tasks are told apart by, of what the frozen model sees (and of a picture's patches).
     router_samples: how many samples of a task, at most, it is learnt to be told by.
     folder: where manifests' relative paths start.
     merged: whether a stock model of each task alone is also saved, its experts merged into its weights.
@@ -326,7 +326,7 @@ class StreamConfig:
     parts: list[str] = field(default_factory=list)
     linears: list[str] = field(default_factory=list)
     reference: str | None = None
-    router_width: int = 1024
+    router_width: int = 2048
     router_samples: int = 5000
     folder: str | None = None
     merged: bool = False

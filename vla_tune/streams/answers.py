@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vla_tune.console import progress
+from vla_tune.experts.tasks import side_by_side
 from vla_tune.policies.base import Taps, residual_taps
 from vla_tune.vqa.answering import answer
 from vla_tune.vqa.batches import asked
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
 
 
 def pooled(states: list[Tensor], mask: Tensor) -> Tensor:
-    """Mean and deviation over the tokens of a mask `[batch, tokens]`, of the first, the middle and the last state: `[batch, 6, d]`."""
+    """Mean and deviation over the tokens of a mask `[batch, tokens]`, of the first, the middle and the last state: `[batch, 6 * d]`."""
     weights = (mask / mask.sum(1, keepdim=True))[..., None].to(states[0].dtype)
     chosen = (states[0], states[len(states) // 2], states[-1])
     parts = []
     for state in chosen:
         mean = (state * weights).sum(1)
         parts += [mean, ((state - mean[:, None]).square() * weights).sum(1).sqrt()]
-    return torch.stack(parts, dim=1).cpu()
+    return side_by_side(torch.stack(parts, dim=1)).cpu()
 
 
 @torch.no_grad()
 def input_features(vlm: PreTrainedModel, inputs: Any) -> Tensor:
-    """How the VLM as it routes now sees prompts, `[batch, 6, d]`."""
+    """How the VLM as it routes now sees prompts, `[batch, 6 * d]`."""
     model: Any = vlm
     with residual_taps(vlm, Taps()) as taps:
         model.model(**inputs, use_cache=False)
@@ -43,7 +44,7 @@ def input_features(vlm: PreTrainedModel, inputs: Any) -> Tensor:
 
 
 def question_features(vlm: PreTrainedModel, processor: ProcessorMixin, questions: Dataset, batch_size: int) -> Tensor:
-    """The same of all questions, `[n, 6, d]`."""
+    """The same of all questions, `[n, 6 * d]`."""
     prompts, found = prompts_of(processor), []
     with progress("telling tasks apart", len(questions), "questions") as counter:
         for start in range(0, len(questions), batch_size):
@@ -63,7 +64,6 @@ def score_questions(
 
     """
     taken: list[Tensor] = []
-
     around = deployed.around(lambda inputs: input_features(vlm, inputs), taken)
     said = answer(vlm, processor, questions, description="questions", around=around, **settings)
     marks = torch.from_numpy(scores(metric_of(manifest), said, questions)).double()

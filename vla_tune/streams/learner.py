@@ -129,7 +129,7 @@ class Learner(ABC):
 
     @abstractmethod
     def task_features(self, task: int) -> Tensor:
-        """How the model as it routes now sees a task's training samples: pooled states of some layers, `[n, groups, d]`."""
+        """What tells a task's training samples from others', as the model that routes now sees them, `[n, d]` (`side_by_side`)."""
 
     @abstractmethod
     def reference_features(self) -> Tensor | None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from vla_tune.console import progress
 from vla_tune.data.manifests import in_folder
 from vla_tune.errors import UserError
-from vla_tune.experts.tasks import NONE
+from vla_tune.experts.tasks import NONE, side_by_side
 from vla_tune.images.dataset import LabelledImages, labelled_images
+from vla_tune.images.patches import patch_responses
 from vla_tune.streams.learner import Learner, draws, part_blocks, redraws
 
 if TYPE_CHECKING:
@@ -107,12 +108,14 @@ class Pictures(Learner):
 
     @torch.no_grad()
     def _features(self, pixels: Pixels, count: int) -> Tensor:
-        """Mean and deviation over patches at the start, in the middle and at the end of the vision tower, `[count, 6, d]`."""
+        """Mean and deviation over tokens at the start, in the middle and at the end of the vision tower, and the picture's own patches."""
         found = []
         for rows in torch.arange(count).split(CHUNK):
-            states = self.model.vision_model(pixel_values=pixels(rows).to(self.device), output_hidden_states=True).hidden_states
+            seen = pixels(rows).to(self.device)
+            states = self.model.vision_model(pixel_values=seen, output_hidden_states=True).hidden_states
             chosen = (states[0], states[len(states) // 2], states[-1])
-            found.append(torch.stack([part for one in chosen for part in (one.mean(1), one.std(1))], dim=1).cpu())
+            pooled = torch.stack([part for one in chosen for part in (one.mean(1), one.std(1))], dim=1)
+            found.append(side_by_side(pooled, patch_responses(seen)).cpu())
         return torch.cat(found)
 
     # Scoring.
