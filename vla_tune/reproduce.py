@@ -81,9 +81,17 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     plan = replace(plan, configs={key: config for key, config in plan.configs.items() if key not in failed})
     if not plan.configs:
         raise RunError("every run of the study failed")
+    streams = any(config.stream.tasks for config in plan.configs.values())
+    rows = write_comparison(plan.out, plan.labels) if streams else _report(plan, clock, failed)
+    if failed:
+        names = ", ".join(f"{label} seed {seed}" for label, seed in failed)
+        raise RunError(f"{len(failed)} runs failed and are not in the table: {names}")
+    return rows
+
+
+def _report(plan: Plan, clock: Clock, failed: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """The report of all runs, the table and the frontier."""
     times = _step_times(plan, clock) if "benchmark" in plan.stages else {}
-    if any(config.stream.tasks for config in plan.configs.values()):
-        return write_comparison(plan.out, plan.labels)
     clock.say("report")
     folders = [plan.folder(*key) for key in plan.configs]
     stage_function("report")(folders, plan.out / "report", overwrite=True)
@@ -92,9 +100,6 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     _show(rows)
     write_frontier(plan.out, plan.labels, without=[plan.folder(*key) for key in failed])
     say(f"table: {plan.out / 'table.json'}; report: {plan.out / 'report' / 'report.html'}; {clock.minutes:.1f} minutes in all")
-    if failed:
-        names = ", ".join(f"{label} seed {seed}" for label, seed in failed)
-        raise RunError(f"{len(failed)} runs failed and are not in the table: {names}")
     return rows
 
 
@@ -106,7 +111,7 @@ def _check_needs(plan: Plan, label: str, seed: int, failed: list[tuple[str, int]
 
 def _one_run(plan: Plan, label: str, seed: int, config: Config, clock: Clock) -> None:
     folder, name = plan.folder(label, seed), f"{label}, seed {seed}"
-    if not config.stream.tasks:  # a stream's model is looked at when its first task begins
+    if not config.stream.tasks or config.method.igsp.protect:  # a stream's model is looked at when its first task begins
         _take_anchor(plan, folder, config, name, clock)
     for stage in (one for one in plan.stages if one != "benchmark"):
         _make(folder, stage, config, name, clock, stale(folder, stage, config.to_dict()))

@@ -16,19 +16,24 @@ from vla_tune.report.tables import FIGURES
 
 RESAMPLES = 2000
 
+Scores = dict[str, npt.NDArray[np.float64]]
+"""Test samples' scores, or differences of them, by task."""
+
 
 def write_comparison(out: Path, labels: list[str]) -> list[Row]:
     """Write `streams.json`, `streams.md` and `streams.svg` into a study's folder: a row a label, over all its seeds.
 
     Every row is compared with the first label: the difference of `last` on the same test samples and seeds, with a 95 % interval by
-    paired bootstrap over samples.
+    paired bootstrap over samples. `first_task`: what the first task scores after the last one, less what it scored after its own
+    training; `reference`: what belongs to no task, after the stream less before it; likewise on the same samples.
     """
     study = {label: runs for label in labels if (runs := _runs(out / label))}
     reference = next(iter(study.values()))
     rows = [_row(label, runs, reference) for label, runs in study.items()]
     write_json(out / "streams.json", rows)
     (out / "streams.svg").write_text(plots.streams(rows))
-    header = ["", "seeds", "last", "difference", "transfer", "backward transfer", "trained, mean", "added"]
+    names = ("last", "difference", "transfer", "backward transfer", "first task", "of no task", "trained, mean", "added")
+    header = ["", "seeds", *names]
     cells = [_cells(row) for row in rows]
     lines = [header, ["---"] * len(header), *cells]
     (out / "streams.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n![last against parameters](streams.svg)\n")
@@ -38,54 +43,68 @@ def write_comparison(out: Path, labels: list[str]) -> list[Row]:
 
 
 def _runs(folder: Path) -> dict[int, dict[str, Any]]:
-    """Report and last scores of each seed."""
+    """Each seed's report, its last scores, and what changed on the first task and on what belongs to no task."""
     found = {}
     for run in sorted(folder.glob("seed-*")):
-        for stage in ("eval-rollout", "eval-vqa"):
-            file = run / stage / "report.json"
-            if file.is_file() and (report := read_json(file)["stream"]).get("figures"):
-                found[int(run.name.removeprefix("seed-"))] = {
-                    "report": report,
-                    "last": _last(run / stage / "cells.parquet", report["tasks"]),
-                }
-                break
+        reports = {
+            stage: read_json(file)["stream"] for stage in ("eval-vqa", "eval-rollout") if (file := run / stage / "report.json").is_file()
+        }
+        report = next((one for one in reports.values() if one.get("figures")), None)
+        if report is None:
+            continue
+        scores = {key: values for stage in reports for key, values in _scores(run / stage / "cells.parquet").items()}
+        tasks = report["tasks"]
+        first, last = tasks[0], tasks[-1]
+        changes = {"first_task": (first, first, last), "reference": ("", "", last)}
+        found[int(run.name.removeprefix("seed-"))] = {
+            "report": report,
+            "last": {task: scores[last, task] for task in tasks},
+            **{
+                name: {task: scores[after, task] - scores[before, task]}
+                for name, (task, before, after) in changes.items()
+                if (after, task) in scores
+            },
+        }
     return found
 
 
-def _last(file: Path, tasks: list[str]) -> dict[str, npt.NDArray[np.float64]]:
-    """Each task's scores after the last one."""
-    scores: dict[str, list[float]] = {task: [] for task in tasks}
+def _scores(file: Path) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
+    """The scores by what had been learnt and by task, empty for nothing and for no task."""
+    scores: dict[tuple[str, str], list[float]] = {}
     for row in read_table(file):
-        if row["after"] == tasks[-1] and row["task"]:
-            scores[row["task"]].append(row["score"])
-    return {task: np.array(values) for task, values in scores.items()}
+        scores.setdefault((row["after"], row["task"]), []).append(row["score"])
+    return {key: np.array(values) for key, values in scores.items()}
 
 
 def _row(label: str, runs: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]) -> Row:
-    shared = sorted(set(runs) & set(reference))
     row: Row = {"label": label, "seeds": len(runs)}
     for name in FIGURES:
         values = [run["report"]["figures"][name]["value"] for run in runs.values()]
         known = [value for value in values if value is not None]
         row[name] = {"value": float(np.mean(known)), "by_seed": values} if known else None
     row["last"] |= _interval([run["last"] for run in runs.values()])
-    if runs is not reference and shared:
-        pairs = [_minus(runs[seed]["last"], reference[seed]["last"]) for seed in shared]
-        row["difference"] = {
-            "value": float(np.mean([np.mean([one.mean() for one in pair.values()]) for pair in pairs])),
-            **_interval(pairs),
-        }
+    for name in ("first_task", "reference"):
+        changes = [run[name] for run in runs.values() if name in run]
+        row[name] = {"value": _mean(changes), **_interval(changes)} if changes else None
+    pairs = [_minus(runs[seed]["last"], reference[seed]["last"]) for seed in sorted(set(runs) & set(reference))]
+    if runs is not reference and pairs:
+        row["difference"] = {"value": _mean(pairs), **_interval(pairs)}
     parameters = [run["report"]["parameters"] for run in runs.values()]
     for name in ("mean_trainable", "final_added", "task_router"):
         row[name] = float(np.mean([one[name] for one in parameters]))
     return row
 
 
-def _minus(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _minus(one: Scores, other: Scores) -> Scores:
     return {task: scores - other[task] for task, scores in one.items()}
 
 
-def _interval(runs: list[dict[str, npt.NDArray[np.float64]]]) -> dict[str, float]:
+def _mean(runs: list[Scores]) -> float:
+    """The mean over tasks and runs."""
+    return float(np.mean([[scores.mean() for scores in run.values()] for run in runs]))
+
+
+def _interval(runs: list[Scores]) -> dict[str, float]:
     """The 95 % interval of the mean over tasks and runs, a task's samples drawn again, the same for every run."""
     rng = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
@@ -103,5 +122,5 @@ def _cells(row: Row) -> list[str]:
         between = f" [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]" if "low" in figure else ""
         return f"{100 * figure['value']:.1f} %{between}"
 
-    rates = [rate(row.get(name)) for name in ("last", "difference", "transfer", "backward_transfer")]
+    rates = [rate(row.get(name)) for name in ("last", "difference", "transfer", "backward_transfer", "first_task", "reference")]
     return [row["label"], str(row["seeds"]), *rates, *(f"{round(row[name]):,}" for name in ("mean_trainable", "final_added"))]

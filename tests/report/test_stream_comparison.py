@@ -1,0 +1,70 @@
+"""Ways to learn a stream side by side, on runs whose numbers can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vla_tune.report.streams import write_comparison
+
+TASKS = ["red", "blue"]
+GROWN = {"mean_trainable": 100.0, "final_added": 400, "task_router": 9}
+
+
+def make_run(folder, scores, *, worlds=None):
+    """scores: `(after, task) -> test samples' scores`; worlds: those of the other evaluation, which has the figures then."""
+    evaluations = {"eval-vqa": scores, **({"eval-rollout": worlds} if worlds else {})}
+    for stage, own in evaluations.items():
+        report = {"tasks": TASKS, "parameters": GROWN}
+        if ("blue", "blue") in own:
+            last = float(np.mean([np.mean(own["blue", task]) for task in TASKS]))
+            others = {key: {"value": None} for key in ("transfer", "average", "backward_transfer", "forgetting")}
+            report["figures"] = {"last": {"value": last}, **others}
+        rows = [
+            {"after": after, "task": task, "sample": number, "score": float(value)}
+            for (after, task), values in own.items()
+            for number, value in enumerate(values)
+        ]
+        (folder / stage).mkdir(parents=True)
+        (folder / stage / "report.json").write_text(json.dumps({"stream": report}))
+        pq.write_table(pa.Table.from_pylist(rows), folder / stage / "cells.parquet")
+
+
+def scores(red_first, red_last, blue):
+    return {("red", "red"): red_first, ("blue", "red"): red_last, ("blue", "blue"): blue}
+
+
+def test_seeds_and_tasks_weigh_the_same_and_pairs_are_of_the_same_samples(tmp_path):
+    make_run(tmp_path / "a" / "seed-0", scores([1, 1, 1, 0], [1, 1, 0, 0], [1, 0]))
+    make_run(tmp_path / "a" / "seed-1", scores([1, 1, 1, 1], [1, 1, 1, 0], [1, 1]))
+    make_run(tmp_path / "b" / "seed-1", scores([1, 1, 1, 1], [1, 1, 1, 1], [1, 0]))
+    first, second = write_comparison(tmp_path, ["a", "b", "never run"])
+    assert (first["label"], first["seeds"], second["seeds"]) == ("a", 2, 1)
+    assert first["last"]["value"] == pytest.approx((0.5 + 0.5 + 0.75 + 1) / 4)
+    assert first["first_task"]["value"] == pytest.approx(-0.25)
+    assert second["first_task"] == {"value": 0, "low": 0, "high": 0}
+    assert "difference" not in first
+    assert second["difference"]["value"] == pytest.approx((0.25 - 0.5) / 2)  # from seed 1 of a
+    assert second["difference"]["low"] <= -0.25 < 0 <= second["difference"]["high"]
+    assert json.loads((tmp_path / "streams.json").read_text()) == [first, second]
+    assert "| b | 1 | 75.0 % [50.0, 100.0] | -12.5 % [" in (tmp_path / "streams.md").read_text()
+    assert all(f">{name}<" in (tmp_path / "streams.svg").read_text() for name in "ab")
+
+
+def test_a_robots_tasks_and_its_base_ability_come_from_two_evaluations(tmp_path):
+    asked = {("", ""): [1, 1, 0, 1], ("blue", ""): [1, 0, 0, 1]}
+    make_run(tmp_path / "a" / "seed-0", asked, worlds=scores([1, 0], [1, 1], [0, 1]))
+    [row] = write_comparison(tmp_path, ["a"])
+    assert (row["last"]["value"], row["first_task"]["value"], row["reference"]["value"]) == (0.75, 0.5, -0.25)
+    assert row["reference"]["low"] < -0.25 < row["reference"]["high"] <= 0
+
+
+def test_a_run_that_has_not_come_so_far_is_left_out(tmp_path):
+    make_run(tmp_path / "a" / "seed-0", scores([1], [1], [1]))
+    make_run(tmp_path / "a" / "seed-1", {("", ""): [1], ("blue", ""): [1]})
+    [row] = write_comparison(tmp_path, ["a"])
+    assert (row["seeds"], row["reference"]) == (1, None)
