@@ -88,3 +88,18 @@ def test_train_equals_train_and_resume(pipeline, tmp_path, monkeypatch, method):
     whole, parts = (load_file(tmp_path / name / "train" / "policy" / "model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(("kind", "method"), [("pi0", "igsp"), ("pi05", "moe_adapters")])
+def test_a_stream_of_tasks(pipeline, tmp_path, kind, method):
+    worlds = {"drawer": ("drawer-open-v3", "Open a drawer"), "button": ("button-press-v3", "Press a button")}
+    tasks = ", ".join(f"{{name: {name}, tasks: [{world}], instructions: [{text}]}}" for name, (world, text) in worlds.items())
+    small = ["stream.router_width=32", "stream.router_samples=24", "method.igsp.check_every=2", "method.igsp.least=2", "method.moe_adapters.width=4"]
+    config = pipeline(kind, f"method.name={method}", f"stream.tasks=[{tasks}]", "rollout.tasks=[]", *small)
+    train.run(config, tmp_path)
+    vqa = eval_vqa.run(config, tmp_path).metrics
+    assert vqa["before"] > 0.9
+    eval_rollout.run(config, tmp_path)
+    matrix = json.loads((tmp_path / "eval-rollout" / "report.json").read_text())["stream"]["matrix"]
+    assert [[cell is None for cell in row] for row in matrix] == [[False, True], [False, False]]
+    assert load_policy(str(tmp_path / "train" / "policy"))

@@ -31,7 +31,7 @@ class MoEAdapters(Freezing):
         self.adapters = nn.ModuleList()
         for norm, mlp, width in self.learner.blocks():
             block = AdapterBlock(width, self.own.experts * tasks, tasks, width=self.own.width, top_k=self.own.top_k, routing=self.routing)
-            block.to(norm.weight).attach(norm, mlp)  # type: ignore[arg-type]
+            block.to(next(mlp.parameters())).attach(norm, mlp)
             self.adapters.append(block)
         self.frozen: list[list[int]] = [[] for _ in self.adapters]
 

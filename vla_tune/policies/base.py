@@ -138,6 +138,10 @@ class PolicyAdapter(ABC):
     def expert(self) -> nn.Module:
         """The action expert's layers, which the prefix never reaches."""
 
+    def expert_layers(self) -> list[nn.Module]:
+        """Its transformer blocks."""
+        return list(self.expert.layers)  # type: ignore[arg-type]
+
     def layers(self) -> list[nn.Module]:
         """The VLM's decoder blocks that the policy uses, from the first."""
         return list(decoder_of(self.vlm).layers)  # type: ignore[arg-type]

@@ -88,6 +88,9 @@ class PaliGemmaAdapter(PolicyAdapter):
     def expert(self) -> nn.Module:
         return self.policy.model.paligemma_with_expert.gemma_expert  # type: ignore[no-any-return]
 
+    def expert_layers(self) -> list[nn.Module]:
+        return list(self.expert.model.layers)  # type: ignore[union-attr,arg-type]
+
     def resized(self, images: Tensor) -> Tensor:
         from lerobot.policies.common.vla_utils import resize_with_pad_torch
 

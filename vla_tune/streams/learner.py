@@ -80,7 +80,7 @@ class Learner(ABC):
             norm: Any = getattr(block, "layer_norm2", None) or getattr(block, "post_attention_layernorm", None)
             mlp: Any = getattr(block, "mlp", None)
             if norm is not None and mlp is not None:
-                found.append((norm, mlp, int(norm.weight.shape[0])))
+                found.append((norm, mlp, next(part.in_features for part in mlp.modules() if isinstance(part, nn.Linear))))
         return found
 
     def fresh(self) -> list[tuple[str, nn.Parameter]]:

@@ -70,14 +70,9 @@ class Robot(Learner):
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
         prefix = self.adapter.vlm_prefix.replace(".", r"\.")
-        own = {id(module) for module in self.adapter.vlm.modules()}
-        expert = {id(module) for block in self.adapter.expert.layers for module in block.modules()}  # type: ignore[union-attr]
-        blocks = [(name, module) for name, module in self.model.named_modules() if module in list(self.adapter.expert.layers)]  # type: ignore[arg-type]
-        rest = [
-            (name, module)
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and id(module) not in own | expert
-        ]
+        inside = {id(module) for part in (self.adapter.vlm, self.adapter.expert) for module in part.modules()}
+        blocks = [(name, module) for name, module in self.model.named_modules() if module in self.adapter.expert_layers()]
+        rest = [(name, module) for name, module in self.model.named_modules() if isinstance(module, nn.Linear) and id(module) not in inside]
         return {
             "text": part_blocks(self.model, prefix + TEXT),
             "vision": part_blocks(self.model, prefix + VISION),
