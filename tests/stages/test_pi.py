@@ -94,7 +94,13 @@ def test_train_equals_train_and_resume(pipeline, tmp_path, monkeypatch, method):
 def test_a_stream_of_tasks(pipeline, tmp_path, kind, method):
     worlds = {"drawer": ("drawer-open-v3", "Open a drawer"), "button": ("button-press-v3", "Press a button")}
     tasks = ", ".join(f"{{name: {name}, tasks: [{world}], instructions: [{text}]}}" for name, (world, text) in worlds.items())
-    small = ["stream.router_width=32", "stream.router_samples=24", "method.igsp.check_every=2", "method.igsp.least=2", "method.moe_adapters.width=4"]
+    small = [
+        "stream.router_width=32",
+        "stream.router_samples=24",
+        "method.igsp.check_every=2",
+        "method.igsp.least=2",
+        "method.moe_adapters.width=4",
+    ]
     config = pipeline(kind, f"method.name={method}", f"stream.tasks=[{tasks}]", "rollout.tasks=[]", *small)
     train.run(config, tmp_path)
     vqa = eval_vqa.run(config, tmp_path).metrics

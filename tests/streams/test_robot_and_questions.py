@@ -55,6 +55,32 @@ def test_a_robot_learns_a_stream_and_keeps_its_vqa_ability_measured(robot, tmp_p
     assert [[cell is None for cell in row] for row in matrix] == [[False, True], [False, False]]
 
 
+@pytest.mark.parametrize("name", ["igsp", "moe_adapters", "full"])
+def test_a_policy_that_has_cut_its_vlm_answers_with_the_base_vlms_upper_layers(robot, tmp_path, name):
+    """As lerobot/smolvla_base does: 16 of 32 layers. What is put on the lower ones, or trained in them, is met by questions too."""
+    from vla_tune.streams.training import Stream
+
+    config = robot("policy.settings.num_vlm_layers=2", f"method.name={name}", "train.lr=0.01")
+    train.run(config, tmp_path)
+    report = eval_vqa.run(config, tmp_path).metrics
+    assert report["before"] > 0.3  # the policy starts from the base VLM's own layers, so nothing is lost by the cut
+    stream = Stream.open(config)
+    whole = stream.learner.vlm.model.text_model
+    assert len(whole.layers) == 6
+    assert all(one is other for one, other in zip(whole.layers, stream.learner.adapter.layers(), strict=False))
+    question = torch.arange(5, 12)[None]
+
+    def said(task):
+        with torch.no_grad(), stream.strategy.routed(task):
+            return whole(input_ids=question).last_hidden_state
+
+    before = said(1)
+    stream.restore(tmp_path / "train" / "after", "1")
+    assert not torch.allclose(said(1), before, atol=1e-4)
+    if name != "full":
+        assert torch.equal(said(None), before)
+
+
 def test_the_saved_policy_is_a_stock_one(robot, tmp_path):
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 

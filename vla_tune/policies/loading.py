@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_tune.errors import UserError, nearest
 from vla_tune.policies import adapt, adapter_class
+from vla_tune.policies.base import decoder_of
 from vla_tune.resources import SHIPPED
 
 if TYPE_CHECKING:
@@ -220,6 +221,29 @@ def grafted_vlm(policy: PreTrainedPolicy, base: str) -> tuple[PreTrainedModel, P
         for name, tensor in tuned.items():
             whole[name][: len(tensor)] = tensor
     return vlm, processor
+
+
+def whole_vlm(policy: PreTrainedPolicy, base: str) -> PreTrainedModel:
+    """The policy's own VLM, which can answer; where the policy has cut it, with the base VLM's upper layers on top.
+
+    Its modules are the policy's, so that what is put on them or trained in them is met here too.
+
+    Raises:
+        UserError: the policy's VLM does not fit the base VLM.
+
+    """
+    own = adapt(policy).vlm
+    layers: Any = decoder_of(own).layers
+    if len(layers) == own.config.get_text_config().num_hidden_layers:
+        return own
+    whole = grafted_vlm(policy, base)[0].to(next(own.parameters()))  # type: ignore[arg-type]
+    upper: Any = decoder_of(whole).layers
+    for source, target in ((own, whole), (own.model, whole.model), (decoder_of(own), decoder_of(whole))):
+        for name, module in source.named_children():
+            if module is not own.model and module is not decoder_of(own) and module is not layers:
+                setattr(target, name, module)
+    decoder_of(whole).layers = nn.ModuleList([*layers, *upper[len(layers) :]])
+    return whole
 
 
 def save_vlm(vlm: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm
+from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm, whole_vlm
 from vla_tune.rollout.actor import Actor, trained_size
 from vla_tune.rollout.episodes import Episode, plan
 from vla_tune.rollout.players import player_maker
@@ -46,6 +46,7 @@ class Robot(Learner):
         super().__init__(config, self.start.base_vlm)
         self.model = self.start.policy.eval()
         self.adapter = adapt(self.start.policy)
+        self.vlm = whole_vlm(self.start.policy, self.base)
         self.vlm_prefix = self.adapter.vlm_prefix
         self.simulator = simulator_of([name for task in config.stream.tasks for name in task.tasks])
         self.worlds = [tasks_of(self.simulator, task.tasks) for task in config.stream.tasks]
@@ -141,17 +142,6 @@ class Robot(Learner):
         questions = vqa_questions(self.config.vqa.manifest, "anchor")
         looked_at = questions.select(range(min(self.config.stream.router_samples, len(questions))))
         return question_features(self.vlm, self.processor, looked_at, self.config.vqa.batch_size)
-
-    @property
-    def vlm(self) -> Any:
-        """The policy's VLM with its experts, which has to be whole to answer."""
-        whole = self.adapter.vlm.config.text_config.num_hidden_layers  # type: ignore[union-attr]
-        if len(self.adapter.layers()) < whole:
-            raise UserError(
-                f"a stream asks the policy's VLM questions, but the policy has cut it to {len(self.adapter.layers())} of {whole} layers; "
-                "set policy.settings.num_vlm_layers=0 on a new policy"
-            )
-        return self.adapter.vlm
 
     @functools.cached_property
     def processor(self) -> Any:
