@@ -28,8 +28,8 @@ DATASETS = {
     "own": ({"observation.images.front": 64}, 6, 6),
 }
 """Pictures with their edges, width of the state, width of the action."""
-STREAMS = ("mtil", "mtil-order-2", "stream-drawn", "stream-images", "stream-metaworld")
-"""Those of one task after another; tests/streams runs the last three, and the first two need the Hub's pictures."""
+STREAMS = ("mtil", "mtil-order-2", "stream-drawn", "stream-images", "stream-libero", "stream-metaworld")
+"""Those of one task after another; `mtil` needs the Hub's pictures, tests/streams runs those that are not run here."""
 
 
 def start(kind, base, folder):
@@ -130,6 +130,33 @@ def test_to_the_end(name, request, tmp_path):
     saved = json.loads((run / "train" / "policy" / "config.json").read_text())
     first = f"observation.images.{CAMERAS[saved['type']][0]}"
     assert saved["input_features"][first]["shape"] == [3, *[next(iter(DATASETS[name][0].values()))] * 2]
+    assert (run / "report" / "report.html").is_file()
+
+
+def test_a_stream_of_libero_suites(smolvla, libero_assets, tmp_path):
+    """Tasks of two suites, by a policy that has cut its VLM."""
+    policy, vlm, questions = smolvla
+    root = recorded(tmp_path / "data", *DATASETS["smolvla-libero"])
+    tasks = "{name: object, tasks: [libero_object/0], instructions: [Do 0]}, {name: goal, tasks: [libero_goal/1], instructions: [Do 1]}"
+    small = [
+        "train.steps=2",
+        "train.batch_size=2",
+        "train.log_every=1",
+        "train.warmup_steps=1",
+        "method.igsp.check_every=1",
+        "method.igsp.rank=2",
+    ]
+    little = ["vqa.questions=8", "rollout.episodes=1", "rollout.step_limit=3", "rollout.n_action_steps=2", "rollout.processes=false"]
+    data = ["data.repo_id=local/like", f"data.root={root}", f"vqa.manifest={questions}", f"stream.tasks=[{tasks}]"]
+    router = ["stream.router_width=32", "stream.router_samples=8"]
+    models = [f"policy.path={policy}", f"policy.base_vlm={vlm}", "device=cpu"]
+    config = load_config("stream-libero", [*models, *data, *small, *little, *router])
+    run = tmp_path / "run"
+    train.run(config, run)
+    evaluate.run(config, run)
+    matrix = json.loads((run / "eval-rollout" / "report.json").read_text())["stream"]["matrix"]
+    assert [[cell is None for cell in row] for row in matrix] == [[False, True], [False, False]]
+    assert json.loads((run / "eval-vqa" / "report.json").read_text())["n"] == 8
     assert (run / "report" / "report.html").is_file()
 
 
