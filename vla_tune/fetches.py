@@ -77,7 +77,8 @@ def fetches(config: Config) -> list[Fetch]:
         ):
             here = _cached(manifest.dataset, "dataset", manifest.revision)
             found.append(Fetch("tasks" if streamed else "questions", manifest.dataset, "dataset", here, manifest.download_mb))
-    if any(task.startswith("libero") for task in config.rollout.tasks):
+    worlds = [*config.rollout.tasks, *(world for task in config.stream.tasks for world in task.tasks)]
+    if any(world.startswith("libero") for world in worlds):
         found.append(Fetch("LIBERO's objects", ASSETS, "dataset", assets_here()))
     return found
 

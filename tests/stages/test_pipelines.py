@@ -173,7 +173,7 @@ def test_a_plan_of_a_stream_names_its_data_sets(name, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [*DATASETS, "demo"])
+@pytest.mark.parametrize("name", [*DATASETS, "stream-libero", "demo"])
 def test_a_plan_names_what_would_be_fetched(name, tmp_path, capsys):
     """Without a network, and without asking for one of the machine's GPUs."""
     everything = fetches(load_config(name))
