@@ -662,6 +662,14 @@ def differences(base: dict[str, Any], config: dict[str, Any], prefix: str = "") 
     return changed
 
 
+def departures(config: Config, earlier: dict[str, Any], sections: tuple[str, ...], free: list[str]) -> str:
+    """Where a configuration departs from an earlier run's in these sections, but for the keys that are `free`; empty where it does not."""
+    now = config.to_dict()
+    was, is_now = differences(now, earlier), differences(earlier, now)
+    compared = [key for key in {**was, **is_now} if key.split(".")[0] in sections and key not in free]
+    return ", ".join(f"{key} was {was.get(key)}, is {is_now.get(key)}" for key in compared)
+
+
 def _check_values(config: Config) -> None:
     for least, keys in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
         for key in keys:

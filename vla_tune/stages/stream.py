@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
-from vla_tune.config import differences
+from vla_tune.config import departures
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError
 from vla_tune.training.checkpoints import cut_metrics, reopen
@@ -130,10 +130,8 @@ def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:
             "--resume: moe_adapters lays out its experts for all tasks at the start; give --overwrite to train the longer stream"
         )
     shaping = ("seed", "policy", "data", "method", "train", "stream")
-    changed = {**differences(now, earlier), **differences(earlier, now)}
-    changed = {key: None for key in changed if key.split(".")[0] in shaping and key not in (*FREE, "stream.tasks")}
-    if changed:
-        raise UserError(f"--resume: {', '.join(changed)} changed; resume with the same values, or give --overwrite to start again")
+    if changed := departures(config, earlier, shaping, [*FREE, "stream.tasks"]):
+        raise UserError(f"--resume: {changed}; resume with the same values, or give --overwrite to start again")
 
 
 def evaluate(config: Config, run: Path, *, overwrite: bool) -> Artifact:

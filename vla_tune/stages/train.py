@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla_tune.anchors import Anchor, load_anchor
 from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
-from vla_tune.config import differences
+from vla_tune.config import departures
 from vla_tune.console import say
 from vla_tune.errors import UserError
 from vla_tune.fetches import fetches, show_fetches
@@ -147,17 +147,9 @@ def _reopen(config: Config, target: Path, partial: Path) -> None:
 def _check_same(config: Config, folder: Path) -> None:
     """A resumed run must be the same run: every key that shapes it is compared."""
     shaping = ("seed", "policy", "data", "method", "train", "anchor")
-    differences = _differences(json.loads((folder / "run.json").read_text()), config, shaping, [f"train.{key}" for key in FREE_ON_RESUME])
-    if differences:
-        raise UserError(f"--resume: {differences}; resume with the same values, or give --overwrite to start again")
-
-
-def _differences(earlier: dict[str, Any], config: Config, sections: tuple[str, ...], free: list[str]) -> str:
-    """Where this configuration departs from an earlier run's, but for the keys that are `free`."""
-    now = config.to_dict()
-    was, is_now = differences(now, earlier), differences(earlier, now)
-    compared = [key for key in {**was, **is_now} if key.split(".")[0] in sections and key not in free]
-    return ", ".join(f"{key} was {was.get(key)}, is {is_now.get(key)}" for key in compared)
+    changed = departures(config, json.loads((folder / "run.json").read_text()), shaping, [f"train.{key}" for key in FREE_ON_RESUME])
+    if changed:
+        raise UserError(f"--resume: {changed}; resume with the same values, or give --overwrite to start again")
 
 
 def _anchor(config: Config, run: Path) -> tuple[Anchor | None, list[dict[str, str]]]:
@@ -173,9 +165,9 @@ def _tuned(config: Config) -> list[dict[str, str]]:
     if method_class(config.method.name).trains:
         return []
     artifact = finished_run(config.method)
-    differences = _differences(artifact.config, config, ("policy", "data"), ["data.cache_mb"])
-    if differences:
-        raise UserError(f"method.wise_ft.path={artifact.path}: that run is another start: {differences}; give the same values")
+    changed = departures(config, artifact.config, ("policy", "data"), ["data.cache_mb"])
+    if changed:
+        raise UserError(f"method.wise_ft.path={artifact.path}: that run is another start: {changed}; give the same values")
     return [artifact.as_input()]
 
 

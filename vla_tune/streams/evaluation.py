@@ -54,9 +54,11 @@ def measure(stream: Stream, folder: Path, *, tasks: bool, later: bool, reference
             for task in columns:
                 if not later and task > after:
                     continue
-                for how in ways:
-                    if how == "sample" or after == rows - 1:
-                        cells[how].append(Cell(after, task, *stream.learner.score(task, _at(stream, how, task))))
+                cell = Cell(after, task, *stream.learner.score(task, _at(stream)))
+                cells[HOW[0]].append(cell)
+                for how in ways[1:] if after == rows - 1 else ():
+                    known = cell.tasks is not None and bool((cell.tasks == task).all())  # to decide otherwise would change nothing
+                    cells[how].append(cell if known else Cell(after, task, *stream.learner.score(task, _at(stream, how, task))))
                 counter.advance()
     if before is not None and (now := stream.learner.score_reference(_at(stream))) is not None:
         cells["reference"] = [Cell(-1, -1, *before), Cell(rows - 1, -1, *now)]
