@@ -21,7 +21,7 @@ from vla_tune.streams import open_learner
 from vla_tune.streams.learner import Learner
 from vla_tune.streams.training import Stream
 
-TURNS, PER_TURN = 10, 5
+TURNS, PER_TURN = 8, 3
 
 
 def plain(config: Config) -> tuple[Learner, Any]:
@@ -82,7 +82,7 @@ def main() -> None:
     for earlier in (0, len(config.stream.tasks) - 1):
         for phase_2 in (False, True):
             seconds, times = ratio(config, earlier, phase_2=phase_2)
-            print(f"after {earlier} tasks, phase {1 + phase_2}: plain LoRA {seconds:.3f} s a step, iGSP {times:.2f} times as long")
+            print(f"after {earlier} tasks, phase {1 + phase_2}: plain LoRA {seconds:.3f} s a step, iGSP {times:.2f} times as long", flush=True)
 
 
 if __name__ == "__main__":

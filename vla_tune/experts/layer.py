@@ -129,31 +129,29 @@ class ExpertLinear(nn.Module):
         if rows is None:
             return y
         if isinstance(rows, int):
-            update = self.update(x, rows)
-            return y if update is None else y + update
+            return self.updated(y, x, rows)
         for task, samples in rows.items():
             own = samples.to(x.device)
-            update = self.update(x[own], task)
-            if update is not None:
-                y = y.index_add(0, own, update)
+            y = y.index_copy(0, own, self.updated(y[own], x[own], task))
         return y
 
-    def update(self, x: Tensor, task: int) -> Tensor | None:
-        """What the experts of a task add at inputs `[..., d]`; None where it has none."""
+    def updated(self, y: Tensor, x: Tensor, task: int) -> Tensor:
+        """The layer's output `[..., out]` and what the experts of a task add to it at inputs `[..., d]`."""
         mixture = self.mixture(task)
         if mixture is None or not mixture.experts:
-            return None
+            return y
         downs = [self.down[name] for name in mixture.experts]
-        ups = torch.cat([self.up[name] for name in mixture.experts], dim=1)
+        ups = self.scale * torch.cat([self.up[name] for name in mixture.experts], dim=1)
         if mixture.weight is None:
-            return self.scale * F.linear(F.linear(x, torch.cat(downs)), ups)
-        both = F.linear(x, torch.cat([*downs, mixture.weight]))
-        inner, logits = both.split([len(downs) * self.rank, 1 + len(downs)], dim=-1)
-        probabilities = gates(logits + mixture.bias, self.top_k)
-        if self.routing.watch is not None:
-            self.routing.watch(self, probabilities)
-        gated = inner.unflatten(-1, (len(downs), self.rank)) * probabilities[..., 1:, None]
-        return self.scale * F.linear(gated.flatten(-2), ups)
+            inner = F.linear(x, torch.cat(downs))
+        else:
+            both = F.linear(x, torch.cat([*downs, mixture.weight]))
+            each, logits = both.split([len(downs) * self.rank, 1 + len(downs)], dim=-1)
+            probabilities = gates(logits + mixture.bias, self.top_k)
+            if self.routing.watch is not None:
+                self.routing.watch(self, probabilities)
+            inner = (each.unflatten(-1, (len(downs), self.rank)) * probabilities[..., 1:, None]).flatten(-2)
+        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), ups.T).view_as(y)
 
     def merged(self, task: int, mean: Tensor | None) -> Tensor:
         """One weight for a task `[out, d]`, its experts in their mean shares `[experts]` (exact where these are constant)."""

@@ -20,7 +20,8 @@ def new_mass(probabilities: list[Tensor], fresh: list[Tensor]) -> Tensor:
         fresh: which slots are new experts, bool `[slots]` each.
 
     """
-    return torch.stack([layer[..., new].sum(-1).mean() for layer, new in zip(probabilities, fresh, strict=True)]).mean()
+    means = [layer.flatten(0, -2).mean(0) for layer in probabilities]
+    return torch.stack([mean[new].sum() for mean, new in zip(means, fresh, strict=True)]).mean()
 
 
 def agreement(before: list[Tensor], now: list[Tensor]) -> float:
