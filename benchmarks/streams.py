@@ -82,7 +82,8 @@ def main() -> None:
     for earlier in (0, len(config.stream.tasks) - 1):
         for phase_2 in (False, True):
             seconds, times = ratio(config, earlier, phase_2=phase_2)
-            print(f"after {earlier} tasks, phase {1 + phase_2}: plain LoRA {seconds:.3f} s a step, iGSP {times:.2f} times as long", flush=True)
+            told = f"plain LoRA {seconds:.3f} s a step, iGSP {times:.2f} times as long"
+            print(f"after {earlier} tasks, phase {1 + phase_2}: {told}", flush=True)
 
 
 if __name__ == "__main__":
