@@ -334,7 +334,7 @@ class StreamConfig:
 
 @dataclass
 class MethodConfig:
-    """`name` is one of `METHODS`, or of `STRATEGIES` for a stream; every other field holds the options of what it is called after."""
+    """`name` is one of `METHODS`, or of `STRATEGIES` for a stream; the other fields hold options, by name (`options_of`)."""
 
     name: str = "full"
     full: FullConfig = field(default_factory=FullConfig)
@@ -707,11 +707,21 @@ def _check_ranges(config: Config) -> None:
             raise UserError(f"{key}={value_of(config, key)}: must be in 0..{most}")
 
 
+def options_of(name: str) -> str:
+    """The section of `method` that holds the options of a method or strategy."""
+    return "lora" if name == "lora_per_task" else name
+
+
+def protects(config: Config) -> bool:
+    """Whether a stream is learnt by experts that hold on to an anchor."""
+    return config.method.name == "igsp" and config.method.igsp.protect > 0
+
+
 def _warn_of_unused(method: MethodConfig) -> None:
     """Options of a method that is not chosen do nothing, and whoever changed one should know."""
     for section in dataclasses.fields(method):
         options = getattr(method, section.name)
-        if section.name == method.name or not dataclasses.is_dataclass(options):
+        if section.name == options_of(method.name) or not dataclasses.is_dataclass(options):
             continue
         for option in dataclasses.fields(options):
             value = getattr(options, option.name)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts import file_digest, files_table, read_artifact, table_digest, write_json
-from vla_tune.config import differences
+from vla_tune.config import differences, options_of
 from vla_tune.data.manifests import manifest_source
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json
@@ -76,7 +76,7 @@ def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def own_options(method: dict[str, Any]) -> dict[str, Any]:
     """A configuration's `method` without the other methods' options."""
-    return {key: value for key, value in method.items() if key in ("name", method["name"])}
+    return {key: value for key, value in method.items() if key in ("name", options_of(method["name"]))}
 
 
 def sources(stage: str, config: dict[str, Any]) -> dict[str, str]:

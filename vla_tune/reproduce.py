@@ -16,7 +16,7 @@ from typing import Any
 
 from vla_tune.artifacts import Draft, read_artifact, sync_folder, write_json
 from vla_tune.cli import reported
-from vla_tune.config import Config, MethodConfig
+from vla_tune.config import Config, MethodConfig, protects
 from vla_tune.console import say, table, warn
 from vla_tune.errors import RunError
 from vla_tune.keeping import own_options, read_by, record_sources, stale
@@ -82,14 +82,17 @@ def reproduce(plan: Plan) -> list[dict[str, Any]]:
     if not plan.configs:
         raise RunError("every run of the study failed")
     streams = any(config.stream.tasks for config in plan.configs.values())
-    rows = write_comparison(plan.out, plan.labels) if streams else _report(plan, clock, failed)
+    if streams and "benchmark" in plan.stages:
+        warn("the stage `benchmark` is not of a stream; benchmarks/streams.py measures the step")
+    without = [plan.folder(*key) for key in failed]
+    rows = write_comparison(plan.out, plan.labels, without) if streams else _report(plan, clock, without)
     if failed:
         names = ", ".join(f"{label} seed {seed}" for label, seed in failed)
         raise RunError(f"{len(failed)} runs failed and are not in the table: {names}")
     return rows
 
 
-def _report(plan: Plan, clock: Clock, failed: list[tuple[str, int]]) -> list[dict[str, Any]]:
+def _report(plan: Plan, clock: Clock, without: list[Path]) -> list[dict[str, Any]]:
     """The report of all runs, the table and the frontier."""
     times = _step_times(plan, clock) if "benchmark" in plan.stages else {}
     clock.say("report")
@@ -98,7 +101,7 @@ def _report(plan: Plan, clock: Clock, failed: list[tuple[str, int]]) -> list[dic
     rows = [_table_row(plan, label, seed, times.get(label, (None, None))) for label, seed in plan.configs]
     write_json(plan.out / "table.json", rows)
     _show(rows)
-    write_frontier(plan.out, plan.labels, without=[plan.folder(*key) for key in failed])
+    write_frontier(plan.out, plan.labels, without)
     say(f"table: {plan.out / 'table.json'}; report: {plan.out / 'report' / 'report.html'}; {clock.minutes:.1f} minutes in all")
     return rows
 
@@ -111,7 +114,7 @@ def _check_needs(plan: Plan, label: str, seed: int, failed: list[tuple[str, int]
 
 def _one_run(plan: Plan, label: str, seed: int, config: Config, clock: Clock) -> None:
     folder, name = plan.folder(label, seed), f"{label}, seed {seed}"
-    if not config.stream.tasks or config.method.igsp.protect:  # a stream's model is looked at when its first task begins
+    if not config.stream.tasks or protects(config):  # a stream's model is looked at when its first task begins
         _take_anchor(plan, folder, config, name, clock)
     for stage in (one for one in plan.stages if one != "benchmark"):
         _make(folder, stage, config, name, clock, stale(folder, stage, config.to_dict()))

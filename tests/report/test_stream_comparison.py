@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from runs import publish, stream_config
 
+from vla_tune.errors import UserError
 from vla_tune.report.streams import write_comparison
 
 TASKS = ["red", "blue"]
@@ -17,21 +18,22 @@ GROWN = {"mean_trainable": 100.0, "final_added": 400, "task_router": 9}
 
 def make_run(folder, scores, *, worlds=None):
     """scores: `(after, task) -> test samples' scores`; worlds: those of the other evaluation, which has the figures then."""
+    train = publish(folder, "train", {"metrics.jsonl": []}, "igsp", 0, settings=stream_config())
     evaluations = {"eval-vqa": scores, **({"eval-rollout": worlds} if worlds else {})}
     for stage, own in evaluations.items():
         report = {"tasks": TASKS, "parameters": GROWN}
         if ("blue", "blue") in own:
             last = float(np.mean([np.mean(own["blue", task]) for task in TASKS]))
             others = {key: {"value": None} for key in ("transfer", "average", "backward_transfer", "forgetting")}
+            report["matrix"] = []
             report["figures"] = {"last": {"value": last}, **others}
         rows = [
             {"after": after, "task": task, "sample": number, "score": float(value)}
             for (after, task), values in own.items()
             for number, value in enumerate(values)
         ]
-        (folder / stage).mkdir(parents=True)
-        (folder / stage / "report.json").write_text(json.dumps({"stream": report}))
-        pq.write_table(pa.Table.from_pylist(rows), folder / stage / "cells.parquet")
+        files = {"report.json": {"stream": report}, "cells.parquet": rows}
+        publish(folder, stage, files, "igsp", 0, [train.as_input()], stream_config())
 
 
 def scores(red_first, red_last, blue):
@@ -68,3 +70,18 @@ def test_a_run_that_has_not_come_so_far_is_left_out(tmp_path):
     make_run(tmp_path / "a" / "seed-1", {("", ""): [1], ("blue", ""): [1]})
     [row] = write_comparison(tmp_path, ["a"])
     assert (row["seeds"], row["reference"]) == (1, None)
+
+
+def test_what_does_not_count(tmp_path):
+    """A failed run, a training that was not evaluated, and an evaluation of a training that was replaced since."""
+    for label in ("a", "b"):
+        make_run(tmp_path / label / "seed-0", scores([1], [1], [1]))
+    other = {"metrics.jsonl": [{"step": 1}]}
+    publish(tmp_path / "c" / "seed-0", "train", other, "igsp", 0, settings=stream_config())
+    assert [row["label"] for row in write_comparison(tmp_path, ["a", "b", "c"])] == ["a", "b"]
+    shutil.rmtree(tmp_path / "b" / "seed-0" / "train")
+    publish(tmp_path / "b" / "seed-0", "train", other, "igsp", 0, settings=stream_config())
+    [row] = write_comparison(tmp_path, ["a", "b"])
+    assert row["label"] == "a"
+    with pytest.raises(UserError, match="no run has been scored on its tasks"):
+        write_comparison(tmp_path, ["a", "b"], without=[tmp_path / "a" / "seed-0"])

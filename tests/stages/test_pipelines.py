@@ -29,7 +29,7 @@ DATASETS = {
 }
 """Pictures with their edges, width of the state, width of the action."""
 STREAMS = ("mtil", "mtil-order-2", "stream-drawn", "stream-images", "stream-libero", "stream-metaworld")
-"""Those of one task after another; `mtil` needs the Hub's pictures, tests/streams runs those that are not run here."""
+"""Those of one task after another: the first two need the Hub's pictures and are planned only; tests/streams runs the rest but one."""
 
 
 def start(kind, base, folder):

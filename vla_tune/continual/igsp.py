@@ -70,8 +70,10 @@ class IGSP(Experts):
             raise UserError(
                 "method.igsp.protect: it needs an anchor of the VLM (`vla-tune anchor`), which a stream of pictures has none of"
             )
-        known, prefix = self.anchor.subspace, self.learner.vlm_prefix
+        known, prefix = self.anchor.subspace.to(next(self.learner.model.parameters()).device), self.learner.vlm_prefix
         inside = [name for name in self.pool.layers if name.startswith(prefix) and name.removeprefix(prefix) in known.reads]
+        if not inside:
+            raise UserError("method.igsp.protect: the anchor knows none of the layers that get experts; set stream.parts, or take it again")
         return {name: InputSide.of(known.inputs[known.reads[name.removeprefix(prefix)]], self.own.protect) for name in inside}
 
     @torch.no_grad()

@@ -179,8 +179,8 @@ def mean_shares(seen: list[Tensor]) -> Tensor:
 
 
 def top_slots(seen: list[Tensor]) -> Tensor:
-    """The slot that each token uses most, `[tokens]`."""
-    return torch.cat([one.detach().flatten(0, -2).argmax(-1) for one in seen])
+    """The slot that each token uses most, `[tokens]`, on the CPU, where checkpoints come back to."""
+    return torch.cat([one.detach().flatten(0, -2).argmax(-1) for one in seen]).cpu()
 
 
 def _mixtures(layer: ExpertLinear) -> list[tuple[int, Mixture]]:

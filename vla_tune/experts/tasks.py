@@ -105,4 +105,4 @@ def _random_layer(d: int, width: int) -> tuple[Tensor, Tensor]:
 
 def side_by_side(*views: Tensor) -> Tensor:
     """Several views of the same samples, each `[n, groups, d]`, as `[n, sum of groups * d]`; every group's vector at the length sqrt(d)."""
-    return torch.cat([(torch.nn.functional.normalize(view, dim=-1) * view.shape[-1] ** 0.5).flatten(1) for view in views], dim=1)
+    return torch.cat([(torch.nn.functional.normalize(view.float(), dim=-1) * view.shape[-1] ** 0.5).flatten(1) for view in views], dim=1)

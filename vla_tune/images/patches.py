@@ -16,8 +16,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 FILTERS, SIDE, STRIDE = 512, 6, 2
+AT_ONCE = 16
+"""Pictures; one of 224 pixels has 25 MB of responses."""
 THRESHOLD = 0.25
-"""Of a response's deviation over patches of unit contrast."""
+"""Of a response, which is at most the filter's length times the root of the numbers in a patch."""
 FLAT = 0.01
 """Added to a patch's variance: what varies less than this is no texture but noise."""
 COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
@@ -26,6 +28,10 @@ COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 
 def patch_responses(pixels: Tensor) -> Tensor:
     """Pictures `[n, 3, height, width]` of about unit variance to the mean response of every filter in each quarter, `[n, 4, FILTERS]`."""
+    return torch.cat([_responses(some) for some in pixels.float().split(AT_ONCE)])
+
+
+def _responses(pixels: Tensor) -> Tensor:
     mean = F.avg_pool2d(pixels, SIDE, STRIDE).mean(1, keepdim=True)
     variance = F.avg_pool2d(pixels.square(), SIDE, STRIDE).mean(1, keepdim=True) - mean.square()
     responses = F.conv2d(pixels, filters().to(pixels), stride=STRIDE) / (variance.clamp(min=0) + FLAT).sqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy.typing as npt
 
 from vla_tune.artifacts import write_json
 from vla_tune.console import say, table
+from vla_tune.errors import UserError
 from vla_tune.report import plots
-from vla_tune.report.runs import Row, read_json, read_table
+from vla_tune.report.runs import EVALUATIONS, Row, read_json, read_run, read_stream, read_table
 from vla_tune.report.tables import FIGURES
 
 RESAMPLES = 2000
@@ -20,16 +22,24 @@ Scores = dict[str, npt.NDArray[np.float64]]
 """Test samples' scores, or differences of them, by task."""
 
 
-def write_comparison(out: Path, labels: list[str]) -> list[Row]:
+def write_comparison(out: Path, labels: list[str], without: Sequence[Path] = ()) -> list[Row]:
     """Write `streams.json`, `streams.md` and `streams.svg` into a study's folder: a row a label, over all its seeds.
 
     Every row is compared with the first label: the difference of `last` on the same test samples and seeds, with a 95 % interval by
     paired bootstrap over samples. `first_task`: what the first task scores after the last one, less what it scored after its own
     training; `reference`: what belongs to no task, after the stream less before it; likewise on the same samples.
+
+    Args:
+        without: run folders that do not count; neither do evaluations of a training that was replaced since.
+
+    Raises:
+        UserError: nothing has been scored on the stream's tasks yet, or an artifact is damaged.
+
     """
-    study = {label: runs for label in labels if (runs := _runs(out / label))}
-    reference = next(iter(study.values()))
-    rows = [_row(label, runs, reference) for label, runs in study.items()]
+    study = {label: runs for label in labels if (runs := _runs(out / label, without))}
+    if not study:
+        raise UserError(f"{out}: no run has been scored on its tasks; that is eval-rollout's part for a robot, else eval-vqa's")
+    rows = [_row(label, runs, study.get(labels[0], {})) for label, runs in study.items()]
     write_json(out / "streams.json", rows)
     (out / "streams.svg").write_text(plots.streams(rows))
     names = ("last", "difference", "transfer", "backward transfer", "first task", "of no task", "trained, mean", "added")
@@ -37,22 +47,23 @@ def write_comparison(out: Path, labels: list[str]) -> list[Row]:
     cells = [_cells(row) for row in rows]
     lines = [header, ["---"] * len(header), *cells]
     (out / "streams.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n![last against parameters](streams.svg)\n")
-    table(f"a stream, by how it is learnt (differences from {rows[0]['label']})", header, cells)
+    table(f"a stream, by how it is learnt (differences from {labels[0]})", header, cells)
     say(f"comparison: {out / 'streams.md'}")
     return rows
 
 
-def _runs(folder: Path) -> dict[int, dict[str, Any]]:
+def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
     """Each seed's report, its last scores, and what changed on the first task and on what belongs to no task."""
     found = {}
     for run in sorted(folder.glob("seed-*")):
-        reports = {
-            stage: read_json(file)["stream"] for stage in ("eval-vqa", "eval-rollout") if (file := run / stage / "report.json").is_file()
-        }
-        report = next((one for one in reports.values() if one.get("figures")), None)
-        if report is None:
+        if run in without or not any(run.glob("*/artifact.json")):
             continue
-        scores = {key: values for stage in reports for key, values in _scores(run / stage / "cells.parquet").items()}
+        read = read_run(run)
+        stages = [stage for stage in EVALUATIONS if stage in read.artifacts and stage not in read.outdated]
+        report = read_stream({stage: read_json(run / stage / "report.json") for stage in stages})
+        if report is None or "figures" not in report:
+            continue
+        scores = {key: values for stage in stages for key, values in _scores(run / stage / "cells.parquet").items()}
         tasks = report["tasks"]
         first, last = tasks[0], tasks[-1]
         changes = {"first_task": (first, first, last), "reference": ("", "", last)}

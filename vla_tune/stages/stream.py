@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
-from vla_tune.config import departures
+from vla_tune.config import departures, protects
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError
 from vla_tune.training.checkpoints import cut_metrics, reopen
@@ -53,7 +53,7 @@ def _anchor(config: Config, run: Path) -> Anchor | None:
     """The anchor that a protecting strategy holds on to."""
     from vla_tune.anchors import load_anchor
 
-    if config.method.name != "igsp" or not config.method.igsp.protect:
+    if not protects(config):
         return None
     return load_anchor(config.anchor.path or run / "anchor")
 
@@ -129,7 +129,7 @@ def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:
         raise UserError(
             "--resume: moe_adapters lays out its experts for all tasks at the start; give --overwrite to train the longer stream"
         )
-    shaping = ("seed", "policy", "data", "method", "train", "stream")
+    shaping = ("seed", "policy", "data", "method", "train", "anchor", "stream")
     if changed := departures(config, earlier, shaping, [*FREE, "stream.tasks"]):
         raise UserError(f"--resume: {changed}; resume with the same values, or give --overwrite to start again")
 
@@ -191,8 +191,9 @@ def check_stream(config: Config, artifact: Artifact) -> list[str]:
     asked = [task.name for task in config.stream.tasks]
     if learnt != asked:
         raise UserError(f"{artifact.path} has learnt the tasks {', '.join(learnt) or '(none)'}, and stream.tasks names {', '.join(asked)}")
-    if artifact.config["method"] != config.to_dict()["method"]:
-        raise UserError(f"{artifact.path} was trained with other values of `method`; give the same to evaluate it")
+    free = ["stream.tasks", "stream.folder", "stream.merged", "stream.reference"]
+    if changed := departures(config, artifact.config, ("method", "stream"), free):
+        raise UserError(f"{artifact.path} was trained with other values: {changed}; give the same to evaluate it")
     return learnt
 
 

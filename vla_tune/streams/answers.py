@@ -35,36 +35,45 @@ def pooled(states: list[Tensor], mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def input_features(vlm: PreTrainedModel, inputs: Any) -> Tensor:
-    """How the VLM as it routes now sees prompts, `[batch, 6 * d]`."""
+def input_features(vlm: PreTrainedModel, inputs: Any, depth: int | None) -> Tensor:
+    """How the VLM as it routes now sees prompts in its first `depth` blocks (all, by default), `[batch, 6 * d]`."""
     model: Any = vlm
     with residual_taps(vlm, Taps()) as taps:
         model.model(**inputs, use_cache=False)
-    return pooled(taps.states, inputs["attention_mask"].bool())
+    return pooled(taps.states[:depth], inputs["attention_mask"].bool())
 
 
-def question_features(vlm: PreTrainedModel, processor: ProcessorMixin, questions: Dataset, batch_size: int) -> Tensor:
+def question_features(
+    vlm: PreTrainedModel, processor: ProcessorMixin, questions: Dataset, batch_size: int, depth: int | None = None
+) -> Tensor:
     """The same of all questions, `[n, 6 * d]`."""
     prompts, found = prompts_of(processor), []
     with progress("telling tasks apart", len(questions), "questions") as counter:
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
-            found.append(input_features(vlm, prompts.inputs(batch["image"], asked(batch)).to(vlm.device)))
+            found.append(input_features(vlm, prompts.inputs(batch["image"], asked(batch)).to(vlm.device), depth))
             counter.advance(len(found[-1]))
     return torch.cat(found)
 
 
 def score_questions(
-    vlm: PreTrainedModel, processor: ProcessorMixin, manifest: str, questions: Dataset, deployed: Deployed, settings: dict[str, Any]
+    vlm: PreTrainedModel,
+    processor: ProcessorMixin,
+    manifest: str,
+    questions: Dataset,
+    deployed: Deployed,
+    settings: dict[str, Any],
+    depth: int | None = None,
 ) -> tuple[Tensor, list[str], Tensor | None]:
     """Scores `[n]`, the answers, and the task that each question was taken to be of.
 
     Args:
         settings: `batch_size` and `max_new_tokens`.
+        depth: how many of the VLM's blocks tasks are told apart by; default: all.
 
     """
     taken: list[Tensor] = []
-    around = deployed.around(lambda inputs: input_features(vlm, inputs), taken)
+    around = deployed.around(lambda inputs: input_features(vlm, inputs, depth), taken)
     said = answer(vlm, processor, questions, description="questions", around=around, **settings)
     marks = torch.from_numpy(scores(metric_of(manifest), said, questions)).double()
     return marks, said, torch.cat(taken) if taken else None

@@ -133,7 +133,7 @@ class Robot(Learner):
 
     @torch.no_grad()
     def batch_features(self, batch: dict[str, Any]) -> Tensor:
-        """How the policy as it routes now sees a batch's pictures and instructions, `[batch, 6, d]`."""
+        """How the policy as it routes now sees a batch's pictures and instructions, `[batch, 6 * d]`."""
         taps = self.adapter.batch_prefix(batch)
         assert taps.mask is not None
         return pooled(taps.states, taps.mask)
@@ -141,7 +141,12 @@ class Robot(Learner):
     def reference_features(self) -> Tensor:
         questions = vqa_questions(self.config.vqa.manifest, "anchor")
         looked_at = questions.select(range(min(self.config.stream.router_samples, len(questions))))
-        return question_features(self.vlm, self.processor, looked_at, self.config.vqa.batch_size)
+        return question_features(self.vlm, self.processor, looked_at, self.config.vqa.batch_size, self.depth)
+
+    @property
+    def depth(self) -> int:
+        """How many of the VLM's blocks the policy has."""
+        return len(self.adapter.layers())
 
     @functools.cached_property
     def processor(self) -> Any:
@@ -159,7 +164,7 @@ class Robot(Learner):
         vqa = self.config.vqa
         questions = vqa_questions(vqa.manifest, "test", vqa.questions)
         settings = {"batch_size": vqa.batch_size, "max_new_tokens": vqa.max_new_tokens}
-        marks, _, tasks = score_questions(self.vlm, self.processor, vqa.manifest, questions, deployed, settings)
+        marks, _, tasks = score_questions(self.vlm, self.processor, vqa.manifest, questions, deployed, settings, self.depth)
         return marks, tasks
 
     def run_episodes(self, task: int, deployed: Deployed, videos: int) -> tuple[list[Episode], Tensor | None]:
