@@ -121,21 +121,25 @@ class Pictures(Learner):
     # Scoring.
 
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
-        return self._score(self._sets[task]["test"], self._pixels(task, "test"), self._test_features(task), deployed)
+        features = self._test_features(task) if deployed.strategy.routes else None
+        return self._score(self._sets[task]["test"], self._pixels(task, "test"), len(self._labels(task, "test")), features, deployed)
 
     def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None] | None:
-        known = self._reference_test
-        if known is None:
+        known, pixels = self._reference_test, self._reference_pixels
+        if known is None or pixels is None:
             return None
+        count = min(self.config.vqa.questions, len(known.images))
         with deployed.routed(None):
-            pixels, features = self._reference_seen()
-        return self._score(known, pixels, features, deployed)
+            features = self._features(pixels, count) if deployed.strategy.routes else None
+        return self._score(known, pixels, count, features, deployed)
 
     @torch.no_grad()
-    def _score(self, known: LabelledImages, pixels: Pixels, features: Tensor, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
-        """Whether each picture's class is found among the classes of its set."""
-        labels = torch.tensor(known.images["label"])[: len(features)]
-        tasks = deployed.tasks(features)
+    def _score(
+        self, known: LabelledImages, pixels: Pixels, count: int, features: Tensor | None, deployed: Deployed
+    ) -> tuple[Tensor, Tensor | None]:
+        """Whether the class of each of the first `count` pictures is found among the classes of its set."""
+        labels = torch.tensor(known.images["label"])[:count]
+        tasks = None if features is None else deployed.tasks(features)
         texts: dict[int, Tensor] = {}
         right = []
         for rows in torch.arange(len(labels)).split(CHUNK):
@@ -167,12 +171,9 @@ class Pictures(Learner):
     def _test_features(self, task: int) -> Tensor:
         return self._features(self._pixels(task, "test"), len(self._labels(task, "test")))
 
-    @functools.cache  # noqa: B019
-    def _reference_seen(self) -> tuple[Pixels, Tensor]:
-        """The test pictures that belong to no task, and how the model that the stream started from sees them."""
-        assert self._reference_test is not None
-        pixels = self._reader(self._reference_test, "reference, test")
-        return pixels, self._features(pixels, min(self.config.vqa.questions, len(self._reference_test.images)))
+    @functools.cached_property
+    def _reference_pixels(self) -> Pixels | None:
+        return self._reader(self._reference_test, "reference, test") if self._reference_test else None
 
     @functools.cache  # noqa: B019
     def _prompts(self, task: int) -> dict[str, Tensor]:
