@@ -136,7 +136,6 @@ def test_a_vlm_learns_a_stream_of_questions(tmp_path, name):
             "stream.reference=shapes",
             "stream.router_width=32",
             "stream.router_samples=24",
-            "stream.router_samples=24",
             "train.steps=3",
             "train.batch_size=4",
             "method.igsp.check_every=1",

@@ -131,6 +131,8 @@ class ExpertLinear(nn.Module):
         if isinstance(rows, int):
             return self.updated(y, x, rows)
         for task, samples in rows.items():
+            if self.mixture(task) is None:
+                continue
             own = samples.to(x.device)
             y = y.index_copy(0, own, self.updated(y[own], x[own], task))
         return y

@@ -122,23 +122,20 @@ class Pictures(Learner):
 
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
         features = self._test_features(task) if deployed.strategy.routes else None
-        return self._score(self._sets[task]["test"], self._pixels(task, "test"), len(self._labels(task, "test")), features, deployed)
+        return self._score(self._sets[task]["test"], self._pixels(task, "test"), self._labels(task, "test"), features, deployed)
 
     def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None] | None:
-        known, pixels = self._reference_test, self._reference_pixels
-        if known is None or pixels is None:
+        known = self._reference_test
+        if known is None:
             return None
-        count = min(self.config.vqa.questions, len(known.images))
-        with deployed.routed(None):
-            features = self._features(pixels, count) if deployed.strategy.routes else None
-        return self._score(known, pixels, count, features, deployed)
+        features = self._reference_features if deployed.strategy.routes else None
+        return self._score(known, self._reference_pixels, self._reference_labels, features, deployed)
 
     @torch.no_grad()
     def _score(
-        self, known: LabelledImages, pixels: Pixels, count: int, features: Tensor | None, deployed: Deployed
+        self, known: LabelledImages, pixels: Pixels, labels: Tensor, features: Tensor | None, deployed: Deployed
     ) -> tuple[Tensor, Tensor | None]:
-        """Whether the class of each of the first `count` pictures is found among the classes of its set."""
-        labels = torch.tensor(known.images["label"])[:count]
+        """Whether the class of each picture, of the set's first ones with these `labels`, is found among the classes of its set."""
         tasks = None if features is None else deployed.tasks(features)
         texts: dict[int, Tensor] = {}
         right = []
@@ -172,8 +169,18 @@ class Pictures(Learner):
         return self._features(self._pixels(task, "test"), len(self._labels(task, "test")))
 
     @functools.cached_property
-    def _reference_pixels(self) -> Pixels | None:
-        return self._reader(self._reference_test, "reference, test") if self._reference_test else None
+    def _reference_pixels(self) -> Pixels:
+        assert self._reference_test is not None
+        return self._reader(self._reference_test, "reference, test")
+
+    @functools.cached_property
+    def _reference_labels(self) -> Tensor:
+        assert self._reference_test is not None
+        return torch.tensor(self._reference_test.images["label"])[: self.config.vqa.questions]
+
+    @functools.cached_property
+    def _reference_features(self) -> Tensor:
+        return self._features(self._reference_pixels, len(self._reference_labels))
 
     @functools.cache  # noqa: B019
     def _prompts(self, task: int) -> dict[str, Tensor]:

@@ -72,7 +72,8 @@ class Robot(Learner):
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
         prefix = self.adapter.vlm_prefix.replace(".", r"\.")
         inside = {id(module) for part in (self.adapter.vlm, self.adapter.expert) for module in part.modules()}
-        blocks = [(name, module) for name, module in self.model.named_modules() if module in self.adapter.expert_layers()]
+        layers = self.adapter.expert_layers()
+        blocks = [(name, module) for name, module in self.model.named_modules() if module in layers]
         rest = [(name, module) for name, module in self.model.named_modules() if isinstance(module, nn.Linear) and id(module) not in inside]
         return {
             "text": part_blocks(self.model, prefix + TEXT),
