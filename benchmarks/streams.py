@@ -1,25 +1,29 @@
 """A training step of iGSP against plain LoRA of the same rank (peft's, on the same layers), in turns on the same batches.
 
     python benchmarks/streams.py [PIPELINE] [KEY=VALUE ...]
+    python benchmarks/streams.py --run RUN
 
-Told for the first task and, with as many old experts as earlier tasks would leave at most, for a later one; in both phases.
+Told for the first task and for the last, in both phases: with the experts that RUN's tasks left, or, without a run, with one in every
+layer from every task.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 
+from vla_tune.artifacts import read_artifact
 from vla_tune.cli import hush
-from vla_tune.config import Config, load_config
+from vla_tune.config import Config, load_config, structured
 from vla_tune.streams import open_learner
 from vla_tune.streams.learner import Learner
-from vla_tune.streams.training import Stream
+from vla_tune.streams.training import AFTER, Stream
 
 TURNS, PER_TURN = 8, 3
 
@@ -48,18 +52,35 @@ def stepper(learner: Learner, parameters: list[torch.nn.Parameter], loss: Any) -
     return step
 
 
-def ratio(config: Config, earlier: int, *, phase_2: bool) -> tuple[float, float]:
-    """Seconds of plain LoRA's step, and how many times as long ours takes."""
-    learner, theirs = plain(config)
+def begun(config: Config, run: Path | None, task: int, *, phase_2: bool) -> Stream:
+    """The stream in one phase of a task."""
     stream = Stream.open(config)
     strategy: Any = stream.strategy
-    for task in range(earlier + 1):
-        strategy.begin(task)
-        if task < earlier or phase_2:
-            halves = {name: [one for one in layer.down if one.endswith("-0")] for name, layer in strategy.pool.layers.items()}
-            strategy.pool.keep(task, halves)
-            strategy.identified[task]["ended"] = 0
-    ours = stepper(stream.learner, strategy.parameters(), lambda batch: strategy.loss(earlier, batch))
+    if run is None:
+        _pretend(strategy, task, phase_2=phase_2)
+        return stream
+    if task or phase_2:
+        stream.restore(run / "train" / AFTER, str(task if phase_2 else task - 1))
+    (strategy.resume if phase_2 else strategy.begin)(task)
+    return stream
+
+
+def _pretend(strategy: Any, task: int, *, phase_2: bool) -> None:
+    """Every task so far keeps one expert in every layer."""
+    for number in range(task + 1):
+        strategy.begin(number)
+        if number < task or phase_2:
+            first = {name: [one for one in layer.down if one.endswith("-0")] for name, layer in strategy.pool.layers.items()}
+            strategy.pool.keep(number, first)
+            strategy.identified[number]["ended"] = 0
+
+
+def ratio(config: Config, run: Path | None, task: int, *, phase_2: bool) -> tuple[float, float]:
+    """Seconds of plain LoRA's step, and how many times as long ours takes."""
+    learner, theirs = plain(config)
+    stream = begun(config, run, task, phase_2=phase_2)
+    strategy = stream.strategy
+    ours = stepper(stream.learner, strategy.parameters(), lambda batch: strategy.loss(task, batch))
     batches = learner.batches(0, 0)
     times: dict[int, list[float]] = {0: [], 1: []}
     for turn in range(TURNS + 1):
@@ -77,13 +98,20 @@ def ratio(config: Config, earlier: int, *, phase_2: bool) -> tuple[float, float]
 def main() -> None:
     """Measure and print."""
     hush()
-    names = [argument for argument in sys.argv[1:] if "=" not in argument]
-    config = load_config(names[0] if names else "stream-drawn", ["method.name=igsp", *(one for one in sys.argv[1:] if "=" in one)])
-    for earlier in (0, len(config.stream.tasks) - 1):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("given", nargs="*", metavar="PIPELINE | KEY=VALUE")
+    parser.add_argument("--run", type=Path, help="a folder with a finished `train` of igsp")
+    asked = parser.parse_args()
+    if asked.run:
+        config = structured(Config, read_artifact(asked.run / "train", "train", "vla-tune train").config, asked.given, str(asked.run))
+    else:
+        names = [one for one in asked.given if "=" not in one] or ["stream-drawn"]
+        config = load_config(names[0], ["method.name=igsp", *(one for one in asked.given if "=" in one)])
+    for task in (0, len(config.stream.tasks) - 1):
         for phase_2 in (False, True):
-            seconds, times = ratio(config, earlier, phase_2=phase_2)
+            seconds, times = ratio(config, asked.run, task, phase_2=phase_2)
             told = f"plain LoRA {seconds:.3f} s a step, iGSP {times:.2f} times as long"
-            print(f"after {earlier} tasks, phase {1 + phase_2}: {told}", flush=True)
+            print(f"task {task + 1}, phase {1 + phase_2}: {told}", flush=True)
 
 
 if __name__ == "__main__":
