@@ -17,6 +17,8 @@ from vla_tune.report.runs import EVALUATIONS, Row, read_json, read_run, read_str
 from vla_tune.report.tables import FIGURES
 
 RESAMPLES = 2000
+RATES, CHANGES = (0.0, 1.0), (-1.0, 1.0)
+"""What a sample's score can be, and a difference of two."""
 
 Scores = dict[str, npt.NDArray[np.float64]]
 """Test samples' scores, or differences of them, by task."""
@@ -93,13 +95,13 @@ def _row(label: str, runs: dict[int, dict[str, Any]], reference: dict[int, dict[
         values = [run["report"]["figures"][name]["value"] for run in runs.values()]
         known = [value for value in values if value is not None]
         row[name] = {"value": float(np.mean(known)), "by_seed": values} if known else None
-    row["last"] |= _interval([run["last"] for run in runs.values()])
+    row["last"] |= _interval([run["last"] for run in runs.values()], RATES)
     for name in ("first_task", "reference"):
         changes = [run[name] for run in runs.values() if name in run]
-        row[name] = {"value": _mean(changes), **_interval(changes)} if changes else None
+        row[name] = {"value": _mean(changes), **_interval(changes, CHANGES)} if changes else None
     pairs = [_minus(runs[seed]["last"], reference[seed]["last"]) for seed in sorted(set(runs) & set(reference))]
     if runs is not reference and pairs:
-        row["difference"] = {"value": _mean(pairs), **_interval(pairs)}
+        row["difference"] = {"value": _mean(pairs), **_interval(pairs, CHANGES)}
     parameters = [run["report"]["parameters"] for run in runs.values()]
     for name in ("mean_trainable", "final_added", "task_router"):
         row[name] = float(np.mean([one[name] for one in parameters]))
@@ -115,12 +117,16 @@ def _mean(runs: list[Scores]) -> float:
     return float(np.mean([[scores.mean() for scores in run.values()] for run in runs]))
 
 
-def _interval(runs: list[Scores]) -> dict[str, float]:
-    """The 95 % interval of the mean over tasks and runs, a task's samples drawn again, the same for every run."""
+def _interval(runs: list[Scores], ends: tuple[float, float]) -> dict[str, float]:
+    """The 95 % interval of the mean over tasks and runs, a task's samples drawn again, the same for every run.
+
+    To a task's samples come two made-up ones, at the `ends` of what is possible (as Agresti and Min 2005 add to counts of pairs), so
+    that the interval does not close where all samples agree.
+    """
     rng = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
     for task in runs[0]:
-        scores = np.mean([run[task] for run in runs], axis=0)
+        scores = np.append(np.mean([run[task] for run in runs], axis=0), ends)
         total += rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=RESAMPLES) @ scores / len(scores)
     low, high = np.quantile(total / len(runs[0]), [0.025, 0.975])
     return {"low": float(low), "high": float(high)}
