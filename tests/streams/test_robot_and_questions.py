@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
+from vla_tune.experts.tasks import NONE
 from vla_tune.report.runs import read_json
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
+from vla_tune.streams.answers import pictures_of
+from vla_tune.streams.training import Stream
+from vla_tune.vqa.prompts import prompts_of
 
 ROBOT = [
     "data.manifest=null",
@@ -36,6 +41,9 @@ ROBOT = [
 ]
 
 
+QUESTION = "What colour is the circle?"
+
+
 @pytest.fixture
 def robot(small_dataset):
     """A function from further overrides to the configuration of a robot's stream."""
@@ -58,8 +66,6 @@ def test_a_robot_learns_a_stream_and_keeps_its_vqa_ability_measured(robot, tmp_p
 @pytest.mark.parametrize("name", ["igsp", "moe_adapters", "full"])
 def test_a_policy_that_has_cut_its_vlm_answers_with_the_base_vlms_upper_layers(robot, tmp_path, name):
     """As lerobot/smolvla_base does: 16 of 32 layers. What is put on the lower ones, or trained in them, is met by questions too."""
-    from vla_tune.streams.training import Stream
-
     config = robot("policy.settings.num_vlm_layers=2", f"method.name={name}", "train.lr=0.01")
     train.run(config, tmp_path)
     report = eval_vqa.run(config, tmp_path).metrics
@@ -104,7 +110,6 @@ def test_only_the_first_task_trains_a_new_action_expert(robot, tmp_path):
 
 def test_experts_that_protect_do_not_see_the_leading_vqa_inputs(robot, tmp_path):
     from vla_tune.anchors import load_anchor
-    from vla_tune.streams.training import Stream
 
     config = robot("method.igsp.protect=0.9", "anchor.samples=8", "anchor.batch_size=4", "anchor.frames=0", "anchor.gradients=0")
     anchor.run(config, tmp_path)
@@ -125,9 +130,8 @@ def test_a_task_without_demonstrations_is_told(robot, tmp_path):
         train.run(robot(tasks), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["igsp", "lora_per_task", "replay"])
-def test_a_vlm_learns_a_stream_of_questions(tmp_path, name):
-    config = load_config(
+def asking(name):
+    return load_config(
         "stream-drawn",
         [
             f"method.name={name}",
@@ -143,8 +147,42 @@ def test_a_vlm_learns_a_stream_of_questions(tmp_path, name):
             "vqa.bootstrap=50",
         ],
     )
+
+
+@pytest.mark.parametrize("name", ["igsp", "lora_per_task", "replay"])
+def test_a_vlm_learns_a_stream_of_questions(tmp_path, name):
+    config = asking(name)
     train.run(config, tmp_path)
     eval_vqa.run(config, tmp_path)
     report = read_json(tmp_path / "eval-vqa" / "report.json")["stream"]
     assert len(report["matrix"]) == 2
     assert report["reference"]["n"] == 8
+
+
+@pytest.mark.parametrize("tasks", [[0, NONE], [NONE, 0], [1, 0]])
+def test_a_picture_that_is_cut_into_several_goes_with_its_question(tasks):
+    """SmolVLM's published processors cut pictures by their shape: the vision tower's rows are not as many for every question."""
+    stream = Stream.open(asking("igsp"))
+    for task in range(2):
+        stream.strategy.begin(task)
+    for layer in stream.strategy.pool.layers.values():
+        for up in layer.up.values():
+            torch.nn.init.normal_(up, std=0.1)
+    learner = stream.learner
+    learner.processor.image_processor.do_image_splitting = True
+    learner.processor.image_processor.size = {"longest_edge": 192}
+    pictures = [Image.new("RGB", (192, 60), "red"), Image.new("RGB", (64, 64), "blue")]
+    prompts = prompts_of(learner.processor)
+
+    def said(chosen):
+        inputs = prompts.inputs([pictures[one] for one in chosen], [QUESTION] * len(chosen))
+        number = torch.tensor([tasks[one] for one in chosen])
+        with torch.no_grad(), stream.strategy.routed(number, pictures_of(inputs)):
+            return pictures_of(inputs).tolist(), learner.model(**inputs).logits[:, -1]
+
+    many, whole = said([0, 1])
+    assert many == [4, 10]
+    assert many == [said([one])[0][0] for one in (0, 1)]
+    assert torch.allclose(whole, torch.cat([said([one])[1] for one in (0, 1)]), atol=1e-3)
+    plain = torch.cat([learner.model(**prompts.inputs([picture], [QUESTION])).logits[:, -1] for picture in pictures])
+    assert [torch.allclose(whole[one], plain[one], atol=1e-3) for one in (0, 1)] == [task == NONE for task in tasks]

@@ -65,8 +65,8 @@ class Strategy(ABC):
     def end(self, task: int) -> None:  # noqa: B027
         """Settle what a task leaves, after its last step."""
 
-    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
-        """Forward passes in here are those of these tasks."""
+    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
+        """Forward passes in here are those of these tasks; `pictures`: how many each sample has, where they are not all as many."""
         return nullcontext()
 
     def as_stock(self) -> AbstractContextManager[None]:

@@ -50,8 +50,8 @@ class Experts(Freezing):
         self.pool.freeze()
         self.train_fresh(on=False)
 
-    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
-        return self.pool.routed(tasks)
+    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
+        return self.pool.routed(tasks, pictures)
 
     def as_stock(self) -> AbstractContextManager[None]:
         return self.pool.detached()

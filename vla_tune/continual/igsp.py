@@ -91,6 +91,7 @@ class IGSP(Experts):
         return self.identified[task]["ended"] is None
 
     def loss(self, task: int, batch: Batch) -> Tensor:
+        self.diagnostics = {}
         if not self.identifying(task):
             return super().loss(task, batch) + self._overlap(task)
         with self.pool.watched() as seen:
@@ -155,7 +156,7 @@ class IGSP(Experts):
     def _at_random(self, task: int, kept: dict[str, list[str]]) -> dict[str, list[str]]:
         """As many experts as were to stay, drawn from all: the control of what routing probabilities say."""
         slots = [(name, one) for name in kept for one in self.pool.layers[name].mixture(task).experts]  # type: ignore[union-attr]
-        rng = random.Random(task)  # noqa: S311
+        rng = random.Random(self.learner.config.seed * 1000 + task)  # noqa: S311
         new = [slot for slot in slots if owner(slot[1]) == task]
         old = [slot for slot in slots if owner(slot[1]) != task]
         count = sum(owner(one) == task for names in kept.values() for one in names)

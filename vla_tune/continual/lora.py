@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
+from torch import Tensor
+
 from vla_tune.continual.base import Tasks
 from vla_tune.continual.experts import Experts
 
@@ -28,7 +30,7 @@ class LoRA(Experts):
         self.pool.grow(0, count, missing, routed=routed)
         self.pool.thaw(0)
 
-    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
+    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
         return self.pool.routed(0)
 
     def resume(self, task: int) -> None:

@@ -64,8 +64,8 @@ class MoEAdapters(Freezing):
         self.adapters.requires_grad_(requires_grad=False)
         self.train_fresh(on=False)
 
-    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
-        return self.routing.routed(tasks)
+    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
+        return self.routing.routed(tasks, pictures)
 
     def added(self) -> dict[str, int]:
         experts = sum(p.numel() for block in self.blocks for part in (block.down, block.up) for p in part.parameters())

@@ -22,32 +22,37 @@ class Routing:
     """Which task each sample of the next forward pass belongs to; one object for all layers of a model.
 
     tasks: one task for all samples, a number a sample `[batch]` (negative: none), or None: no expert takes part.
+    pictures: how many rows of its own each sample has where pictures are rows `[batch]`; None: all as many.
     watch: called by every layer with itself and its probabilities `[..., 1 + experts]`.
     """
 
     def __init__(self) -> None:
         self.tasks: int | Tensor | None = None
+        self.pictures: Tensor | None = None
         self.watch: Callable[[ExpertLinear, Tensor], None] | None = None
 
     @contextmanager
-    def routed(self, tasks: int | Tensor | None) -> Iterator[None]:
+    def routed(self, tasks: int | Tensor | None, pictures: Tensor | None = None) -> Iterator[None]:
         """Forward passes in here are those of these tasks."""
-        before, self.tasks = self.tasks, tasks
+        before = self.tasks, self.pictures
+        self.tasks, self.pictures = tasks, pictures
         try:
             yield
         finally:
-            self.tasks = before
+            self.tasks, self.pictures = before
 
     def rows(self, count: int) -> dict[int, Tensor] | int | None:
         """The task of all rows, or which of `count` rows belong to each task. Several rows a sample (pictures) lie together."""
         if not isinstance(self.tasks, Tensor):
             return self.tasks
-        if count % len(self.tasks):
-            raise ValueError(f"{count} rows cannot be dealt to {len(self.tasks)} samples")
-        tasks = self.tasks.repeat_interleave(count // len(self.tasks))
-        found: list[int] = tasks.unique().tolist()
+        found: list[int] = self.tasks.unique().tolist()
         if len(found) == 1:
             return found[0]
+        samples = len(self.tasks)
+        each = torch.full((samples,), count // samples) if count == samples or self.pictures is None else self.pictures
+        if int(each.sum()) != count:
+            raise ValueError(f"{count} rows cannot be dealt to {samples} samples")
+        tasks = self.tasks.repeat_interleave(each)
         return {task: (tasks == task).nonzero().flatten() for task in found}
 
 
@@ -172,5 +177,5 @@ def gates(logits: Tensor, top_k: int) -> Tensor:
     """Routing probabilities `[..., slots]`: the softmax, over the `top_k` largest logits alone where that is not 0."""
     if not 0 < top_k < logits.shape[-1]:
         return logits.softmax(dim=-1)
-    best = logits.topk(top_k, dim=-1)  # of equal ones, as many as there is room for: a new router's are all equal
-    return torch.zeros_like(logits).scatter(-1, best.indices, best.values.softmax(-1))
+    values, slots = logits.sort(dim=-1, descending=True, stable=True)  # of equal ones the first: a new router's are all equal
+    return torch.zeros_like(logits).scatter(-1, slots[..., :top_k], values[..., :top_k].softmax(-1))

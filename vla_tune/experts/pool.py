@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from vla_tune.experts.layer import BASE, ExpertLinear, Mixture, Routing
+from vla_tune.experts.layer import ExpertLinear, Mixture, Routing
 
 
 class ExpertPool:
@@ -70,9 +70,9 @@ class ExpertPool:
         routers = sum(p.numel() for layer in self.layers.values() for p in layer.mixtures.parameters())
         return {"experts": experts, "routers": routers}
 
-    def routed(self, tasks: int | Tensor | None) -> AbstractContextManager[None]:
+    def routed(self, tasks: int | Tensor | None, pictures: Tensor | None = None) -> AbstractContextManager[None]:
         """Forward passes in here are those of these tasks (see `Routing`)."""
-        return self.routing.routed(tasks)
+        return self.routing.routed(tasks, pictures)
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, list[Tensor]]]:
@@ -197,4 +197,4 @@ def _fill(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.copy_(value)
 
 
-__all__ = ["BASE", "ExpertPool", "mean_shares", "owner", "top_slots"]
+__all__ = ["ExpertPool", "mean_shares", "owner", "top_slots"]

@@ -91,7 +91,7 @@ def _save_merged(stream: Stream, draft: Draft) -> None:
             warn(f"stream.merged is left out: {stream.strategy.name} has no weights of one task alone")
             return
         place = Path("merged") / name
-        (draft.path / place).mkdir(parents=True)
+        (draft.path / place).mkdir(parents=True, exist_ok=True)
         with merged:
             stream.learner.save(draft.path / place, draft.target / place)
 

@@ -43,6 +43,12 @@ def input_features(vlm: PreTrainedModel, inputs: Any, depth: int | None) -> Tens
     return pooled(taps.states[:depth], inputs["attention_mask"].bool())
 
 
+def pictures_of(inputs: Any) -> Tensor | None:
+    """How many pictures of each prompt the vision tower sees `[batch]`: a processor may cut one into several; those of zeros fill up."""
+    pixels: Tensor = inputs["pixel_values"]
+    return (pixels != 0).flatten(2).any(-1).sum(1).cpu() if pixels.ndim > 4 else None
+
+
 def question_features(
     vlm: PreTrainedModel, processor: ProcessorMixin, questions: Dataset, batch_size: int, depth: int | None = None
 ) -> Tensor:
@@ -73,7 +79,7 @@ def score_questions(
 
     """
     taken: list[Tensor] = []
-    around = deployed.around(lambda inputs: input_features(vlm, inputs, depth), taken)
+    around = deployed.around(lambda inputs: input_features(vlm, inputs, depth), taken, pictures_of)
     said = answer(vlm, processor, questions, description="questions", around=around, **settings)
     marks = torch.from_numpy(scores(metric_of(manifest), said, questions)).double()
     return marks, said, torch.cat(taken) if taken else None

@@ -40,10 +40,12 @@ class Deployed:
             return features.new_full((len(features),), NONE).long()
         return (self.router.assign if self.how == "sample" else self.router.assign_batch)(features)
 
-    def around[T](self, see: Callable[[T], Tensor], taken: list[Tensor]) -> Callable[[T], AbstractContextManager[None]]:
+    def around[T](
+        self, see: Callable[[T], Tensor], taken: list[Tensor], pictures: Callable[[T], Tensor | None] = lambda _: None
+    ) -> Callable[[T], AbstractContextManager[None]]:
         """Given a batch's inputs: the context of a pass over it, once `see` has said how the frozen model sees it.
 
-        taken: what the batches' samples are taken for is added here.
+        taken: what the batches' samples are taken for is added here. pictures: how many each sample has; by default all as many.
         """
 
         def context(inputs: T) -> AbstractContextManager[None]:
@@ -54,10 +56,10 @@ class Deployed:
             tasks = self.tasks(features)
             assert tasks is not None
             taken.append(tasks)
-            return self.routed(tasks)
+            return self.routed(tasks, pictures(inputs))
 
         return context
 
-    def routed(self, tasks: Tasks) -> AbstractContextManager[None]:
+    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
         """Forward passes in here are those of these tasks."""
-        return self.strategy.routed(tasks)
+        return self.strategy.routed(tasks, pictures)

@@ -117,8 +117,8 @@ class Robot(Learner):
     def remembered(self, task: int, samples: int, count: int, number: int) -> dict[str, Any]:
         """Of `samples` frames spread evenly over a task's demonstrations."""
         frames = episode_frames(self.start.dataset, self._episodes[task])
-        kept = frames[:: max(len(frames) // samples, 1)][:samples]
-        rows = [kept[row] for row in redraws(len(kept), count, self.config.seed, number).tolist()]
+        kept = min(samples, len(frames))
+        rows = [frames[row * len(frames) // kept] for row in redraws(kept, count, self.config.seed, number).tolist()]
         return self._processed(next(iter(frames_loader(in_memory(self.start.dataset, self.config.data.cache_mb), rows, count))))
 
     def _processed(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -89,17 +89,18 @@ class Stream:
                     _exchange(optimizer, strategy.parameters())
                 counter.advance(note=f"loss {row['loss']:.4f}")
                 place = task * train.steps + now
-                if now % train.log_every == 0 or now == train.steps or stopped:
+                learnt = not optimizer.param_groups[0]["params"]  # what the model knows already is all that this task keeps
+                if now % train.log_every == 0 or now == train.steps or stopped or learnt:
                     log.write(json.dumps({"step": place, "task": task, **row, **strategy.diagnostics}) + "\n")
                     log.flush()
+                if learnt:
+                    say(f"what the model knows already is all that this task keeps: nothing is left to train after step {now}")
+                    sizes.add(0, train.steps - now)
+                    break
                 if now < train.steps and (now % train.checkpoint_every == 0 or stopped):
                     self._save(folder / "checkpoint", task, now, sizes, optimizer, scheduler)
                 if stopped and now < train.steps:
                     raise Interrupted(stopped[0])
-                if not optimizer.param_groups[0]["params"]:
-                    say(f"what the model knows already is all that this task keeps: nothing is left to train after step {now}")
-                    sizes.add(0, train.steps - now)
-                    break
             strategy.end(task)
             self._leave(folder, task, sizes)
             if stopped:
