@@ -66,7 +66,8 @@ def fetches(config: Config) -> list[Fetch]:
         found.append(Fetch("tokenizer", tokenizer, "model", _cached(tokenizer, "model"), TOKENIZER_MB))
     if config.data.repo_id and not config.data.root:
         found.append(Fetch("demonstrations", config.data.repo_id, "dataset", _recorded(config.data.repo_id)))
-    streamed = [in_folder(config.stream, task.manifest) for task in config.stream.tasks if task.manifest]
+    named = [*(task.manifest for task in config.stream.tasks), config.stream.reference]
+    streamed = [in_folder(config.stream.folder, name) for name in named if name]
     asked = [] if streamed else [config.vqa.manifest, config.anchor.manifest or config.vqa.manifest]
     for name in dict.fromkeys([*asked, *streamed]):
         manifest = load_manifest(name)

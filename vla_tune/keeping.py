@@ -7,7 +7,7 @@ from typing import Any
 
 from vla_tune.artifacts import file_digest, files_table, read_artifact, table_digest, write_json
 from vla_tune.config import differences, options_of
-from vla_tune.data.manifests import manifest_source
+from vla_tune.data.manifests import in_folder, manifest_source
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json
 from vla_tune.resources import SHIPPED
@@ -81,7 +81,17 @@ def own_options(method: dict[str, Any]) -> dict[str, Any]:
 
 def sources(stage: str, config: dict[str, Any]) -> dict[str, str]:
     """The digests of the files outside the run that a stage reads, by the key that names them; a Hub id stands for itself."""
-    return {key: _source_digest(key, str(name)) for key in SOURCES[stage] if (name := _value(config, key)) is not None}
+    named = {key: str(name) for key in SOURCES[stage] if (name := _value(config, key)) is not None}
+    if stage in ("train", "eval-vqa"):
+        named |= _streamed(config.get("stream") or {})
+    return {key: _source_digest(key, name) for key, name in named.items()}
+
+
+def _streamed(stream: dict[str, Any]) -> dict[str, str]:
+    """The manifests of a stream's tasks and of what belongs to none, by key."""
+    named = {f"stream.tasks.{task['name']}.manifest": task["manifest"] for task in stream.get("tasks", ())}
+    named["stream.reference.manifest"] = stream.get("reference")
+    return {key: in_folder(stream["folder"], name) for key, name in named.items() if name}
 
 
 def record_sources(folder: Path, stage: str, config: dict[str, Any]) -> None:

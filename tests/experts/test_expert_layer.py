@@ -166,10 +166,15 @@ def test_top_k_keeps_exactly_k_slots_and_their_proportions(seed, slots, top_k):
         assert torch.allclose(found[row][kept[row]], whole[row][kept[row]] / whole[row][kept[row]].sum())
 
 
-# logits are all 0, uses every slot whatever top_k is ("how many slots a token uses at most").
 @pytest.mark.parametrize("logits", [[0.0, 0.0, 0.0, 0.0], [1.0, 3.0, 2.0, 2.0]])
 def test_top_k_keeps_no_more_than_k_slots_where_logits_are_equal(logits):
     assert int((gates(torch.tensor(logits), 2) > 0).sum()) == 2
+
+
+@given(st.integers(2, 40), st.integers(1, 6))
+def test_of_equal_slots_the_first_are_used(slots, top_k):
+    """So a new router leaves the layer as it is among its choices, and the candidates before old experts."""
+    assert gates(torch.zeros(3, slots), top_k).gt(0).int().argmin(-1).tolist() == [0 if top_k >= slots else top_k] * 3
 
 
 @given(seeds, tasks_of_samples, st.integers(1, 3), st.integers(0, 3))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import contextmanager
+
 import pytest
+import torch
 
 from vla_tune.config import load_config
+from vla_tune.training.loop import Interrupted
 
 QUICK = [
     "train.steps=6",
@@ -42,3 +48,26 @@ def quick_overrides():
 def quick(quick_overrides):
     """A function from task names and further overrides to the configuration of a quick stream."""
     return lambda *names, more=(): load_config("stream-drawn", [*quick_overrides, tasks(*names), *more])
+
+
+@pytest.fixture
+def stopped_at():
+    """A function to a context in which training is interrupted (Ctrl-C) in a learner's step `step`, counted over all tasks."""
+
+    @contextmanager
+    def context(learner, step):
+        losses, plain = [0], learner.loss
+
+        def loss(self, batch):
+            if torch.is_grad_enabled():  # not a look at the routers
+                losses[0] += 1
+                if losses[0] == step:
+                    os.kill(os.getpid(), signal.SIGINT)
+            return plain(self, batch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(learner, "loss", loss)
+            with pytest.raises(Interrupted):
+                yield
+
+    return context

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -14,9 +12,9 @@ from vla_tune.config import STRATEGIES, load_config
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json, read_table
 from vla_tune.resources import demo_clip
-from vla_tune.stages import eval_rollout, eval_vqa, train
+from vla_tune.stages import eval_rollout, eval_vqa, evaluate, train
 from vla_tune.streams.pictures import Pictures
-from vla_tune.training.loop import Interrupted
+from vla_tune.streams.training import Stream
 
 
 def states(run):
@@ -31,17 +29,21 @@ def assert_equal(one, other):
         assert all(torch.equal(tensor, other[name][key]) for key, tensor in state.items())
 
 
-def stop_at(monkeypatch, step):
-    """Ctrl-C in the middle of training step `step`, counted over all tasks."""
-    losses, plain = [0], Pictures.loss
+def fails_with(error):
+    def fail(*_):
+        raise error
 
-    def loss(self, batch):
-        losses[0] += self.model.text_model.training or torch.is_grad_enabled()
-        if losses[0] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(self, batch)
+    return fail
 
-    monkeypatch.setattr(Pictures, "loss", loss)
+
+def checkpoint(run):
+    return run / "train.partial" / "checkpoint" / "state.safetensors"
+
+
+def logged(run):
+    """The log of a training, without times."""
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -61,22 +63,46 @@ def test_every_strategy_learns_a_stream_and_is_scored(quick, tmp_path, name):
     assert (added == [0, 0]) == (name in ("full", "replay"))
 
 
-@pytest.mark.parametrize(("name", "step"), [("igsp", 1), ("igsp", 3), ("igsp", 9), ("moe_adapters", 9), ("replay", 9), ("shared", 9)])
-def test_train_equals_train_and_resume(quick, tmp_path, monkeypatch, name, step):
-    config = quick("shapes", "textures", more=[f"method.name={name}"])
+LONG = ["train.steps=24", "method.igsp.agreement=1"]
+"""Phase 1 has looked at its routers five times when it ends, after 12 steps."""
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "more"),
+    [
+        ("igsp", 1, []),
+        ("igsp", 3, []),
+        ("igsp", 9, []),
+        ("igsp", 30, LONG),
+        ("moe_adapters", 9, []),
+        ("replay", 9, []),
+        ("shared", 9, []),
+    ],
+)
+def test_train_equals_train_and_resume(quick, tmp_path, stopped_at, name, step, more):
+    config = quick("shapes", "textures", more=[f"method.name={name}", *more])
     train.run(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, step)
-        with pytest.raises(Interrupted):
-            train.run(config, tmp_path / "parts")
+    with stopped_at(Pictures, step):
+        train.run(config, tmp_path / "parts")
+    assert any(key.startswith("before:") for key in load_file(checkpoint(tmp_path / "parts"))) == bool(more)
     train.run(config, tmp_path / "parts", resume=True)
     assert_equal(states(tmp_path / "whole"), states(tmp_path / "parts"))
     whole, parts = (read_json(tmp_path / run / "train" / "stream.json") for run in ("whole", "parts"))
     assert whole == parts
-    logs = [
-        [json.loads(line) for line in (tmp_path / run / "train" / "metrics.jsonl").read_text().splitlines()] for run in ("whole", "parts")
-    ]
-    assert [(row["step"], row["loss"]) for row in logs[0]] == [(row["step"], row["loss"]) for row in logs[1]]
+    assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
+
+
+def test_a_task_that_leaves_nothing_to_train_can_be_gone_on_with(quick, tmp_path, monkeypatch):
+    config = quick("shapes", more=[*LONG, "method.igsp.price=1", "train.log_every=100"])
+    train.run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "_leave", fails_with(OSError("no space")))
+        with pytest.raises(OSError, match="no space"):
+            train.run(config, tmp_path / "parts")
+    train.run(config, tmp_path / "parts", resume=True)
+    assert [record["new"] for record in read_json(tmp_path / "parts" / "train" / "stream.json")["records"]] == [0]
+    assert_equal(states(tmp_path / "whole"), states(tmp_path / "parts"))
+    assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
 
 
 @pytest.mark.parametrize("name", ["igsp", "full"])
@@ -105,8 +131,6 @@ def test_the_saved_model_is_the_stock_one_and_a_merged_one_knows_its_task(quick,
     train.run(config, tmp_path)
     base, saved = CLIPModel.from_pretrained(demo_clip(), dtype=torch.float32), CLIPModel.from_pretrained(tmp_path / "train" / "clip")
     assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in base.state_dict().items())
-    from vla_tune.streams.training import Stream
-
     stream = Stream.open(config)
     stream.restore(tmp_path / "train" / "after", "1")
     pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
@@ -143,11 +167,17 @@ def test_without_a_price_more_experts_stay(quick, tmp_path):
     assert new[0.0] > 20
 
 
-def test_random_pruning_keeps_as_many(quick, tmp_path):
-    for pruning in ("probability", "random"):
-        train.run(quick("shapes", "textures", more=[f"method.igsp.pruning={pruning}"]), tmp_path / pruning)
-    ours, theirs = (read_json(tmp_path / pruning / "train" / "stream.json")["records"][0] for pruning in ("probability", "random"))
-    assert (ours["new"], ours["old"]) == (theirs["new"], theirs["old"])
+def test_random_pruning_keeps_as_many_others(quick, tmp_path):
+    kept, counts = {}, set()
+    for name, pruning, seed in (("ours", "probability", 0), ("random", "random", 0), ("another", "random", 1)):
+        train.run(quick("shapes", more=[f"method.igsp.pruning={pruning}", f"seed={seed}"]), tmp_path / name)
+        record = read_json(tmp_path / name / "train" / "stream.json")["records"][0]
+        kept[name] = {(layer, one) for layer, shares in record["shares"].items() for one in shares if one != "base"}
+        counts.add((seed, record["new"]))
+    assert len(counts) == 2
+    assert len(kept["ours"]) == len(kept["random"]) > 0
+    assert kept["ours"] != kept["random"]
+    assert kept["random"] - kept["another"]
 
 
 @pytest.mark.parametrize(
@@ -158,13 +188,11 @@ def test_random_pruning_keeps_as_many(quick, tmp_path):
         (["stream.parts=[expert]"], "there is no 'expert' here; there are: text, vision"),
         (["stream.linears=[gate]"], "is called so"),
         (["policy.base_vlm=demo"], "trains a CLIP, and this is a 'smolvlm' model"),
-        (["method.igsp.protect=0.9"], "needs an anchor"),
+        (["method.igsp.protect=0.9"], "which a stream of pictures has none of"),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing(quick, tmp_path, more, message):
     config = quick("shapes", "textures", more=more)
-    if "protect" in more[0]:
-        message = "anchor"
     with pytest.raises(UserError, match=message):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "train").exists()
@@ -186,6 +214,62 @@ def test_a_stream_is_gone_on_with_only_as_it_began(quick, tmp_path):
         eval_rollout.run(quick("shapes", "textures"), tmp_path)
     with pytest.raises(UserError, match="has learnt the tasks shapes, textures"):
         eval_vqa.run(quick("shapes"), tmp_path)
+    with pytest.raises(UserError, match=r"was trained with other values: policy\.base_vlm was demo-clip, is elsewhere"):
+        eval_vqa.run(quick("shapes", "textures", more=["method.name=moe_adapters", "policy.base_vlm=elsewhere"]), tmp_path)
+
+
+def test_an_interrupted_evaluation_goes_on(quick, tmp_path, monkeypatch, capsys):
+    config = quick("shapes", "textures")
+    train.run(config, tmp_path)
+    scored, plain = [], Pictures._score
+
+    def score(self, *arguments):
+        scored.append(arguments)
+        if len(scored) == 5:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Pictures, "_score", score)
+    with pytest.raises(KeyboardInterrupt):
+        eval_vqa.run(config, tmp_path)
+    eval_vqa.run(config, tmp_path)
+    assert "going on after 4 cells" in capsys.readouterr().out
+    monkeypatch.undo()
+    again = len(scored) - 5
+    report = (tmp_path / "eval-vqa" / "report.json").read_text()
+    eval_vqa.run(config, tmp_path, overwrite=True)
+    assert (tmp_path / "eval-vqa" / "report.json").read_text() == report
+    assert again < 9
+    assert {file.name for file in (tmp_path / "eval-vqa").iterdir()} == {"artifact.json", "cells.parquet", "report.json"}
+
+
+def test_scores_of_other_settings_are_dropped(quick, tmp_path, monkeypatch, capsys):
+    config = quick("shapes", more=["vqa.questions=8"])
+    train.run(config, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("vla_tune.streams.evaluation.figures", fails_with(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            eval_vqa.run(config, tmp_path)
+    eval_vqa.run(quick("shapes"), tmp_path)
+    assert "scores of another training or of other settings; they are dropped" in " ".join(capsys.readouterr().err.split())
+    assert read_json(tmp_path / "eval-vqa" / "report.json")["stream"]["n"] == [16]
+
+
+def test_eval_leaves_out_the_world_that_pictures_have_none_of(quick, tmp_path):
+    config = quick("shapes", "textures")
+    train.run(config, tmp_path)
+    evaluate.run(config, tmp_path)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"train", "eval-vqa", "report"}
+
+
+def test_settings_that_a_stream_does_without_are_told(quick, tmp_path, capsys):
+    more = ["method.name=moe_adapters", "stream.linears=[fc1]", "vqa.ranked=5"]
+    config = quick("shapes", more=more)
+    train.run(config, tmp_path)
+    eval_vqa.run(config, tmp_path)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "stream.linears=['fc1'] is not used" in told
+    assert "vqa.ranked=5 is not used" in told
 
 
 def test_real_pictures_make_a_stream(quick_overrides, third_party_data, tmp_path):

@@ -13,6 +13,7 @@ from vla_tune.experts.tasks import NONE
 from vla_tune.report.runs import read_json
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
 from vla_tune.streams.answers import pictures_of
+from vla_tune.streams.robot import Robot
 from vla_tune.streams.training import Stream
 from vla_tune.vqa.prompts import prompts_of
 
@@ -52,10 +53,15 @@ def robot(small_dataset):
 
 @pytest.mark.parametrize("name", ["igsp", "moe_adapters", "full"])
 def test_a_robot_learns_a_stream_and_keeps_its_vqa_ability_measured(robot, tmp_path, name):
-    config = robot(f"method.name={name}")
+    config = robot(f"method.name={name}", "rollout.videos=3")
     train.run(config, tmp_path)
     eval_vqa.run(config, tmp_path)
     eval_rollout.run(config, tmp_path)
+    assert [file.name.split("-seed")[0] for file in sorted((tmp_path / "eval-rollout" / "videos").iterdir())] == [
+        "button-button-press-v3",
+        "drawer-drawer-open-v3",
+        "drawer-drawer-open-v3",
+    ]
     vqa = read_json(tmp_path / "eval-vqa" / "report.json")
     assert vqa["n"] == 8
     assert vqa["retention"]["value"] == pytest.approx(vqa["accuracy"]["value"] / vqa["base_accuracy"]["value"])
@@ -85,6 +91,43 @@ def test_a_policy_that_has_cut_its_vlm_answers_with_the_base_vlms_upper_layers(r
     assert not torch.allclose(said(1), before, atol=1e-4)
     if name != "full":
         assert torch.equal(said(None), before)
+
+
+def test_a_robots_train_equals_train_and_resume(robot, tmp_path, stopped_at):
+    config = robot()
+    train.run(config, tmp_path / "whole")
+    with stopped_at(Robot, 6):
+        train.run(config, tmp_path / "parts")
+    train.run(config, tmp_path / "parts", resume=True)
+    for task in range(2):
+        whole, parts = (load_file(tmp_path / run / "train" / "after" / f"{task}.safetensors") for run in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["stream.reference=shapes"], "what belongs to no task of a robot is asked by vqa.manifest"),
+        (["rollout.n_action_steps=9"], "n_action_steps=9 is more than the policy's chunk_size=4"),
+    ],
+)
+def test_bad_input_of_a_robots_stream_is_told(robot, tmp_path, more, message):
+    train.run(robot(), tmp_path)
+    with pytest.raises(UserError, match=message):
+        eval_rollout.run(robot(*more), tmp_path)
+    assert not (tmp_path / "eval-rollout").exists()
+
+
+def test_replayed_frames_are_of_all_of_a_tasks_demonstrations(robot):
+    from vla_tune.training.setup import episode_frames
+
+    learner = Stream.open(robot("train.batch_size=2")).learner
+    frames = episode_frames(learner.start.dataset, learner._episodes[0])
+    most = len(frames) - 1
+    drawn = torch.cat([learner.remembered(0, most, 64, number)["index"] for number in range(4)])
+    assert {int(drawn.min()), int(drawn.max())} <= set(frames)
+    assert int(drawn.max()) >= frames[-3]
 
 
 def test_the_saved_policy_is_a_stock_one(robot, tmp_path):
@@ -186,3 +229,8 @@ def test_a_picture_that_is_cut_into_several_goes_with_its_question(tasks):
     assert torch.allclose(whole, torch.cat([said([one])[1] for one in (0, 1)]), atol=1e-3)
     plain = torch.cat([learner.model(**prompts.inputs([picture], [QUESTION])).logits[:, -1] for picture in pictures])
     assert [torch.allclose(whole[one], plain[one], atol=1e-3) for one in (0, 1)] == [task == NONE for task in tasks]
+
+
+def test_moe_adapters_do_not_learn_questions():
+    with pytest.raises(UserError, match="it routes a sample by its first token, and an answer is written token by token"):
+        Stream.open(asking("moe_adapters"))

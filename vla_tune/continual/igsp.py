@@ -66,10 +66,8 @@ class IGSP(Experts):
         """What keeps new experts of a VLM's layer blind to its leading VQA inputs, by layer (docs/subspace.md, `sides=inputs`)."""
         if not self.own.protect:
             return {}
-        if self.anchor is None or self.learner.vlm_prefix is None:
-            raise UserError(
-                "method.igsp.protect: it needs an anchor of the VLM (`vla-tune anchor`), which a stream of pictures has none of"
-            )
+        assert self.anchor is not None
+        assert self.learner.vlm_prefix is not None
         known, prefix = self.anchor.subspace.to(next(self.learner.model.parameters()).device), self.learner.vlm_prefix
         inside = [name for name in self.pool.layers if name.startswith(prefix) and name.removeprefix(prefix) in known.reads]
         if not inside:

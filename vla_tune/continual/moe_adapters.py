@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from vla_tune.continual.base import Freezing, Tasks
+from vla_tune.errors import UserError
 from vla_tune.experts.adapters import AdapterBlock
 from vla_tune.experts.layer import Routing
 
@@ -24,6 +25,11 @@ class MoEAdapters(Freezing):
 
     def prepare(self) -> None:
         super().prepare()
+        if self.learner.writes:
+            raise UserError(
+                "method.name=moe_adapters: it routes a sample by its first token, and an answer is written token by token; "
+                "learn questions by another method (docs/continual.md)"
+            )
         self.own = self.settings.moe_adapters
         self.learner.model.requires_grad_(requires_grad=False)
         self.routing = Routing()

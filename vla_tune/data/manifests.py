@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from vla_tune.artifacts import table_digest
-from vla_tune.config import StreamConfig, read_yaml, structured
+from vla_tune.config import read_yaml, structured
 from vla_tune.data.drawings import FAMILIES
 from vla_tune.data.scenes import QUESTION_TYPES, STYLES
 from vla_tune.errors import UserError, nearest
@@ -173,9 +173,9 @@ def load_manifest(name: str) -> Manifest:
     return parse_manifest(read_yaml(place), str(place))
 
 
-def in_folder(stream: StreamConfig, name: str) -> str:
-    """A manifest's name or path, where `stream.folder` has it."""
-    inside = Path(stream.folder) / name if stream.folder else None
+def in_folder(folder: str | None, name: str) -> str:
+    """A manifest's name or path; that of `stream.folder` where it holds one of this name."""
+    inside = Path(folder) / name if folder else None
     return str(inside) if inside is not None and inside.exists() else name
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +45,6 @@ class LabelledImages:
     images: Dataset
     classes: list[str]
     templates: list[str]
-
-    @cached_property
-    def digest(self) -> str:
-        """`sha256:...` of the pictures as they are stored, their labels, the words and the templates."""
-        from datasets import Image
-
-        total = hashlib.sha256(json.dumps([self.classes, self.templates]).encode())
-        for row in self.images.cast_column("image", Image(decode=False)):
-            content = row["image"]["bytes"]
-            picture = Path(row["image"]["path"]).read_bytes() if content is None else content
-            total.update(f"{row['label']} {hashlib.sha256(picture).hexdigest()}\n".encode())
-        return f"sha256:{total.hexdigest()}"
 
 
 @dataclass(frozen=True)

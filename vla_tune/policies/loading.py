@@ -96,6 +96,13 @@ def new_policy(
     return policy
 
 
+def set_action_steps(config: Any, count: int) -> None:
+    """How many actions of each chunk a policy of this configuration takes before it looks again."""
+    if count > config.chunk_size:
+        raise UserError(f"rollout.n_action_steps={count} is more than the policy's chunk_size={config.chunk_size}")
+    config.n_action_steps = count
+
+
 def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "cpu") -> PreTrainedPolicy:
     """Any lerobot policy with an adapter, from a folder or the Hub, by lerobot's own strict loader; nothing is cast.
 
@@ -113,9 +120,7 @@ def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "
         setattr(config, key, value)
     config.device = device
     if n_action_steps is not None:
-        if n_action_steps > config.chunk_size:
-            raise UserError(f"rollout.n_action_steps={n_action_steps} is more than the policy's chunk_size={config.chunk_size}")
-        config.n_action_steps = n_action_steps
+        set_action_steps(config, n_action_steps)
     try:
         with quiet():
             return kind.load(path, config)

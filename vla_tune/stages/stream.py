@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
-from vla_tune.config import departures, protects
+from vla_tune.artifacts import Artifact, Draft, environment, read_artifact, write_json
+from vla_tune.config import departures, protects, value_of
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError
 from vla_tune.training.checkpoints import cut_metrics, reopen
@@ -21,8 +21,14 @@ if TYPE_CHECKING:
     from vla_tune.streams.evaluation import Cell
     from vla_tune.streams.training import Stream
 
-FREE = ("train.log_every", "train.checkpoint_every", "train.path", "stream.folder")
+FREE = ("train.log_every", "train.checkpoint_every", "train.path", "data.cache_mb", "stream.folder")
 """Keys that may change between a run and its resumption; tasks may be added at the end of the stream."""
+LEFT_OUT = {
+    "train": ("method.full.vlm_lr", "data.heldout_frames"),
+    "eval-vqa": ("vqa.ranked",),
+    "eval-rollout": ("rollout.tasks", "rollout.probe", "rollout.compat"),
+}
+"""What a stage does without in a stream."""
 
 
 def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: bool) -> Artifact | None:
@@ -36,6 +42,7 @@ def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: boo
     from vla_tune.streams.training import Stream, go_on
 
     began = time.monotonic()
+    _warn_of_left_out(config, "train")
     draft = None if plan else _draft(config, run, overwrite=overwrite, resume=resume)
     anchor = _anchor(config, run)
     stream = Stream.open(config, anchor)
@@ -46,23 +53,39 @@ def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: boo
     cut_metrics(draft.path / "metrics.jsonl", task * config.train.steps + step)
     write_json(draft.path / "run.json", config.to_dict())
     stream.learn(draft.path, task, step)
-    return _publish(config, stream, draft, time.monotonic() - began, [anchor.artifact.as_input()] if anchor else [])
+    earlier = task * config.train.steps + step
+    return _publish(config, stream, draft, time.monotonic() - began, earlier, [anchor.artifact.as_input()] if anchor else [])
+
+
+def _warn_of_left_out(config: Config, stage: str) -> None:
+    """Settings that training and evaluation of one task read, and a stream's do not."""
+    plain = type(config)(name="")
+    for key in LEFT_OUT[stage]:
+        if value_of(config, key) != value_of(plain, key):
+            warn(f"{key}={value_of(config, key)} is not used: a stream's {stage} does without it")
+    if stage == "train" and config.method.name == "moe_adapters" and config.stream.linears:
+        warn(f"stream.linears={config.stream.linears} is not used: moe_adapters' go to whole blocks")
 
 
 def _anchor(config: Config, run: Path) -> Anchor | None:
     """The anchor that a protecting strategy holds on to."""
     from vla_tune.anchors import load_anchor
+    from vla_tune.streams import kind_of
 
     if not protects(config):
         return None
+    if kind_of(config) == "pictures":
+        raise UserError("method.igsp.protect: it needs the anchor of a VLM, which a stream of pictures has none of; leave it out")
     return load_anchor(config.anchor.path or run / "anchor")
 
 
-def _publish(config: Config, stream: Stream, draft: Draft, seconds: float, inputs: list[dict[str, str]]) -> Artifact:
+def _publish(config: Config, stream: Stream, draft: Draft, seconds: float, earlier: int, inputs: list[dict[str, str]]) -> Artifact:
+    """earlier: the steps before a resumption, whose time is known from them alone."""
     from vla_tune.report.runs import median_step_s, read_metrics
     from vla_tune.streams.evaluation import parameters
 
     rows = read_metrics(draft.path / "metrics.jsonl")
+    step_s = median_step_s(rows) or 0.0
     grown = parameters(draft.path)
     write_json(draft.path / "stream.json", grown)
     with stream.strategy.as_stock():
@@ -72,11 +95,11 @@ def _publish(config: Config, stream: Stream, draft: Draft, seconds: float, input
     metrics = {
         "steps": rows[-1]["step"],
         "loss": rows[-1]["loss"],
-        "step_s": median_step_s(rows),
+        "step_s": step_s,
         "tasks": len(stream.learner.tasks),
         "mean_trainable": grown["mean_trainable"],
         "final_added": grown["final_added"],
-        "seconds": seconds,
+        "seconds": seconds + earlier * step_s,
     }
     return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
@@ -137,14 +160,16 @@ def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:
 def evaluate(config: Config, run: Path, *, overwrite: bool) -> Artifact:
     """Score `RUN/train` (or `train.path`) on the test samples of its tasks and on what belongs to none, and write `RUN/eval-vqa`.
 
-    A robot's tasks are scored by `evaluate_rollouts`; here it is the base ability of its VLM alone.
+    A robot's tasks are scored by `evaluate_rollouts`; here it is the base ability of its VLM alone. Interrupted, it keeps what is
+    scored, and the same command goes on from it.
     """
-    with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite) as draft:
+    _warn_of_left_out(config, "eval-vqa")
+    with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite, keep=True) as draft:
         return _evaluate(config, run, draft, worlds=False)
 
 
 def evaluate_rollouts(config: Config, run: Path, *, overwrite: bool) -> Artifact:
-    """Run the robot's tasks in closed loop after each task, and write `RUN/eval-rollout`.
+    """Run the robot's tasks in closed loop after each task, and write `RUN/eval-rollout`; interrupted, as `evaluate`.
 
     Raises:
         UserError: the stream is not a robot's.
@@ -152,7 +177,8 @@ def evaluate_rollouts(config: Config, run: Path, *, overwrite: bool) -> Artifact
     """
     if not is_robots(config):
         raise UserError("eval-rollout: this stream is of pictures or questions, which eval-vqa scores; there is no world to act in")
-    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite) as draft:
+    _warn_of_left_out(config, "eval-rollout")
+    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=True) as draft:
         return _evaluate(config, run, draft, worlds=True)
 
 
@@ -162,6 +188,9 @@ def is_robots(config: Config) -> bool:
 
 
 def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artifact:
+    from vla_tune.keeping import read_by
+    from vla_tune.streams.cells import CellStore
+    from vla_tune.streams.deployed import Deployed
     from vla_tune.streams.evaluation import figures, measure, parameters
     from vla_tune.streams.training import Stream
 
@@ -170,7 +199,11 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     names = check_stream(config, artifact)
     stream = Stream.open(config, _anchor(config, run))
     tasks = worlds or not is_robots(config)
-    cells = measure(stream, source, tasks=tasks, later=not worlds, reference=not worlds)
+    basis = {"read": read_by(draft.stage, config.to_dict()), "train": artifact.digest, "environment": environment(config.device)}
+    store = CellStore(draft.path, basis)
+    cells = measure(stream, source, store, tasks=tasks, later=not worlds, reference=not worlds)
+    if worlds:
+        stream.learner.film(Deployed(stream.strategy, stream.router), draft.path / "videos")
     found: dict[str, Any] = {**figures(cells, names, config.vqa.bootstrap, config.seed), "parameters": parameters(source)}
     report: dict[str, Any] = {"stream": found}
     if "reference" in found and not tasks:
@@ -182,6 +215,7 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     metrics = {name: figure["value"] for name, figure in found.get("figures", {}).items()}
     if "reference" in found:
         metrics |= {name: found["reference"][name]["value"] for name in ("before", "after", "retention")}
+    store.close()
     return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()], metrics=metrics, device=config.device)
 
 
@@ -191,8 +225,8 @@ def check_stream(config: Config, artifact: Artifact) -> list[str]:
     asked = [task.name for task in config.stream.tasks]
     if learnt != asked:
         raise UserError(f"{artifact.path} has learnt the tasks {', '.join(learnt) or '(none)'}, and stream.tasks names {', '.join(asked)}")
-    free = ["stream.tasks", "stream.folder", "stream.merged", "stream.reference"]
-    if changed := departures(config, artifact.config, ("method", "stream"), free):
+    free = ["data.cache_mb", "stream.tasks", "stream.folder", "stream.merged", "stream.reference"]
+    if changed := departures(config, artifact.config, ("policy", "data", "method", "stream"), free):
         raise UserError(f"{artifact.path} was trained with other values: {changed}; give the same to evaluate it")
     return learnt
 

@@ -19,6 +19,7 @@ from vla_tune.streams.training import AFTER, done
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vla_tune.streams.cells import CellStore, Scores
     from vla_tune.streams.training import Stream
 
 HOW = ("sample", "batch", "given")
@@ -35,9 +36,10 @@ class Cell:
     tasks: Tensor | None
 
 
-def measure(stream: Stream, folder: Path, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[Cell]]:
+def measure(stream: Stream, folder: Path, store: CellStore, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[Cell]]:
     """The cells of the matrix, by how samples are told apart; those of the model that the stream started from as `start`.
 
+    store: takes each cell as soon as it is scored.
     tasks: whether these are scored at all. later: also before they are learnt.
     reference: whether the samples that belong to no task are scored, before and after the stream, as the cells `reference`.
     """
@@ -45,8 +47,17 @@ def measure(stream: Stream, folder: Path, *, tasks: bool, later: bool, reference
     rows = done(folder)
     ways = HOW if stream.strategy.routes else HOW[:1]
     cells: dict[str, list[Cell]] = {how: [] for how in ways}
-    cells["start"] = [Cell(-1, task, *stream.learner.score(task, _at(stream))) for task in columns] if later else []
-    before = stream.learner.score_reference(_at(stream)) if reference else None
+
+    def score(row: str, task: int, how: str = HOW[0]) -> Scores:
+        found = store.scored(f"{row}-{task}-{how}", lambda: stream.learner.score(task, _at(stream, how, task)))
+        assert found is not None
+        return found
+
+    def score_reference(row: str) -> Scores | None:
+        return store.scored(f"{row}-reference", lambda: stream.learner.score_reference(_at(stream))) if reference else None
+
+    cells["start"] = [Cell(-1, task, *score("start", task)) for task in columns] if later else []
+    before = score_reference("start")
     total = sum(1 for after in range(rows) for task in columns if later or task <= after)
     with progress("tasks after tasks", total, "cells") as counter:
         for after in range(rows):
@@ -54,13 +65,13 @@ def measure(stream: Stream, folder: Path, *, tasks: bool, later: bool, reference
             for task in columns:
                 if not later and task > after:
                     continue
-                cell = Cell(after, task, *stream.learner.score(task, _at(stream)))
+                cell = Cell(after, task, *score(str(after), task))
                 cells[HOW[0]].append(cell)
                 for how in ways[1:] if after == rows - 1 else ():
                     known = cell.tasks is not None and bool((cell.tasks == task).all())  # to decide otherwise would change nothing
-                    cells[how].append(cell if known else Cell(after, task, *stream.learner.score(task, _at(stream, how, task))))
+                    cells[how].append(cell if known else Cell(after, task, *score(str(after), task, how)))
                 counter.advance()
-    if before is not None and (now := stream.learner.score_reference(_at(stream))) is not None:
+    if before is not None and (now := score_reference(str(rows - 1))) is not None:
         cells["reference"] = [Cell(-1, -1, *before), Cell(rows - 1, -1, *now)]
     return cells
 

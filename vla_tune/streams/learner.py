@@ -27,10 +27,12 @@ class Learner(ABC):
     """A model, the tasks it learns one after another, and how it is scored on them.
 
     known_parts: the parts of the model that experts may go to, by name.
+    writes: whether the model answers token by token, after prompts that are padded on the left.
     vlm_prefix: what the names of the VLM's layers start with, where the model is or has one whose anchor can be taken.
     """
 
     model: nn.Module
+    writes: ClassVar[bool] = False
     vlm_prefix: str | None = None
     known_parts: ClassVar[tuple[str, ...]]
 
@@ -144,6 +146,9 @@ class Learner(ABC):
     def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None] | None:
         """The same of test samples that belong to no task; None where there are none."""
         return None
+
+    def film(self, deployed: Deployed, folder: Path) -> None:  # noqa: B027
+        """Videos of the model in its world, where it has one."""
 
     # Keeping.
 

@@ -59,13 +59,13 @@ class Pictures(Learner):
         self.model, self.processor = load_clip(self.base, config.device)
         self.device = torch.device(config.device)
         self._sets = [
-            {split: labelled_images(in_folder(config.stream, task.manifest), split) for split in ("train", "test")}
+            {split: labelled_images(in_folder(config.stream.folder, task.manifest), split) for split in ("train", "test")}
             for task in config.stream.tasks
             if task.manifest
         ]
         reference = config.stream.reference
-        self._reference = labelled_images(in_folder(config.stream, reference), "train") if reference else None
-        self._reference_test = labelled_images(in_folder(config.stream, reference), "test") if reference else None
+        self._reference = labelled_images(in_folder(config.stream.folder, reference), "train") if reference else None
+        self._reference_test = labelled_images(in_folder(config.stream.folder, reference), "test") if reference else None
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
         return {

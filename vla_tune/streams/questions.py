@@ -31,6 +31,7 @@ VISION = r"model\.(vision_model|vision_tower(\.vision_model)?)\.encoder\.layers\
 class Questions(Learner):
     """A VLM; a batch is what its forward takes, labels included. What belongs to no task: the questions of `stream.reference`."""
 
+    writes = True
     vlm_prefix = ""
     known_parts: ClassVar[tuple[str, ...]] = ("text", "vision")
 
@@ -38,8 +39,8 @@ class Questions(Learner):
         super().__init__(config)
         self.model, self.processor = load_vlm(self.base)
         nn.Module.to(self.model, config.device)
-        self._manifests = [in_folder(config.stream, task.manifest) for task in config.stream.tasks if task.manifest]
-        self._reference = in_folder(config.stream, config.stream.reference) if config.stream.reference else None
+        self._manifests = [in_folder(config.stream.folder, task.manifest) for task in config.stream.tasks if task.manifest]
+        self._reference = in_folder(config.stream.folder, config.stream.reference) if config.stream.reference else None
         self._settings = {"batch_size": config.vqa.batch_size, "max_new_tokens": config.vqa.max_new_tokens}
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:

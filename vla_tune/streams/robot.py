@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm, whole_vlm
+from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm, set_action_steps, whole_vlm
 from vla_tune.rollout.actor import Actor, trained_size
 from vla_tune.rollout.episodes import Episode, plan
 from vla_tune.rollout.players import player_maker
 from vla_tune.rollout.runner import Runner
+from vla_tune.rollout.videos import write_video
 from vla_tune.rollout.worlds import simulator_of, tasks_of
 from vla_tune.streams.answers import pooled, question_features, score_questions
 from vla_tune.streams.learner import Learner, part_blocks, redraws
@@ -42,6 +43,10 @@ class Robot(Learner):
     known_parts: ClassVar[tuple[str, ...]] = ("text", "vision", "expert")
 
     def __init__(self, config: Config) -> None:
+        if config.stream.reference:
+            raise UserError(
+                f"stream.reference={config.stream.reference}: what belongs to no task of a robot is asked by vqa.manifest; set that"
+            )
         self.start = make_start(config)
         super().__init__(config, self.start.base_vlm)
         self.model = self.start.policy.eval()
@@ -157,7 +162,7 @@ class Robot(Learner):
     # Scoring.
 
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
-        episodes, taken = self.run_episodes(task, deployed, videos=0)
+        episodes, taken = self.run_episodes(task, deployed, self.config.rollout.episodes)
         return torch.tensor([episode.success for episode in episodes]).double(), taken
 
     def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
@@ -168,14 +173,23 @@ class Robot(Learner):
         marks, _, tasks = score_questions(self.vlm, self.processor, vqa.manifest, questions, deployed, settings, self.depth)
         return marks, tasks
 
-    def run_episodes(self, task: int, deployed: Deployed, videos: int) -> tuple[list[Episode], Tensor | None]:
-        """`rollout.episodes` episodes of a task, each call's task told from what the policy sees; and what calls were taken for."""
+    def film(self, deployed: Deployed, folder: Path) -> None:
+        """The first of each task's episodes once more, as `rollout.videos` videos in all."""
+        for task, name in enumerate(self.tasks):
+            count = len(range(task, self.config.rollout.videos, len(self.tasks)))
+            if count:
+                folder.mkdir(exist_ok=True)
+                for episode in self.run_episodes(task, deployed, count, filmed=True)[0]:
+                    write_video(folder / f"{name}-{episode.video}", episode.frames)
+
+    def run_episodes(self, task: int, deployed: Deployed, count: int, *, filmed: bool = False) -> tuple[list[Episode], Tensor | None]:
+        """The first `count` episodes of a task, each call's task told from what the policy sees; and what calls were taken for."""
         settings, taken = self.config.rollout, list[Tensor]()
         policy = self.start.policy
-        policy.config.n_action_steps = settings.n_action_steps
-
+        set_action_steps(policy.config, settings.n_action_steps)
         size = settings.image_size or trained_size(policy, self.start.processors[0], self.simulator)
-        episodes = plan({one: self.simulator.instruction(one) for one in self.worlds[task]}, settings.episodes, settings.first_seed, videos)
+        worlds = {one: self.simulator.instruction(one) for one in self.worlds[task]}
+        episodes = plan(worlds, count, settings.first_seed, count if filmed else 0)
         actor = Actor(policy, self.start.processors, self.simulator.processor(), deployed.around(self.batch_features, taken))
 
         make_player = player_maker(self.simulator, size, settings.step_limit)

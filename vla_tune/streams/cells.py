@@ -1,0 +1,59 @@
+"""What an evaluation has scored, kept on disk as it goes, so that an interrupted one goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vla_tune.artifacts import write_json
+from vla_tune.console import say, warn
+
+type Scores = tuple[Tensor, Tensor | None]
+"""The scores of a task's test samples `[n]`, and the task that each was taken to be of."""
+
+
+class CellStore:
+    """Scores by name.
+
+    Args:
+        folder: the stage's working folder, with what an earlier run of the stage left in it.
+        basis: all that scores depend on; what was left from another is dropped.
+    """
+
+    def __init__(self, folder: Path, basis: dict[str, Any]) -> None:
+        self._folder = folder / "scored"
+        head, basis = self._folder / "basis.json", json.loads(json.dumps(basis))
+        if self._folder.exists():
+            if head.is_file() and json.loads(head.read_text()) == basis:
+                say(f"going on after {len(list(self._folder.glob('*.safetensors')))} cells that an interrupted run scored")
+                return
+            warn(f"{self._folder} holds scores of another training or of other settings; they are dropped")
+            shutil.rmtree(self._folder)
+        self._folder.mkdir()
+        write_json(head, basis)
+
+    def scored(self, name: str, score: Callable[[], Scores | None]) -> Scores | None:
+        """What is known under a name, or else what `score` finds, which is known from then on; None where there is nothing to score."""
+        from safetensors.torch import load_file, save_file
+
+        file = self._folder / f"{name}.safetensors"
+        if file.is_file():
+            known = load_file(file)
+            return known["scores"], known.get("tasks")
+        found = score()
+        if found is None:
+            return None
+        scores, tasks = found
+        fresh = file.with_suffix(".new")
+        save_file({"scores": scores, **({} if tasks is None else {"tasks": tasks})}, fresh)
+        fresh.rename(file)
+        return found
+
+    def close(self) -> None:
+        """Everything is scored, and stands elsewhere."""
+        shutil.rmtree(self._folder)
