@@ -250,7 +250,10 @@ class SharedConfig:
 
 @dataclass
 class ReplayConfig:
-    """`share` of a step's samples are of earlier tasks, of each of which `samples` are kept; all weights train."""
+    """All weights train; beside a step's samples come `share` times as many of earlier tasks, of each of which `samples` are kept.
+
+    Their loss counts `share` times.
+    """
 
     samples: int = 100
     share: float = 0.5
