@@ -116,7 +116,7 @@ def test_bad_input_of_a_robots_stream_is_told(robot, tmp_path, more, message):
     train.run(robot(), tmp_path)
     with pytest.raises(UserError, match=message):
         eval_rollout.run(robot(*more), tmp_path)
-    assert not (tmp_path / "eval-rollout").exists()
+    assert {folder.name for folder in tmp_path.iterdir()} == {"train"}
 
 
 def test_replayed_frames_are_of_all_of_a_tasks_demonstrations(robot):

@@ -26,16 +26,13 @@ class CellStore:
     """
 
     def __init__(self, folder: Path, basis: dict[str, Any]) -> None:
-        self._folder = folder / "scored"
-        head, basis = self._folder / "basis.json", json.loads(json.dumps(basis))
-        if self._folder.exists():
-            if head.is_file() and json.loads(head.read_text()) == basis:
-                say(f"going on after {len(list(self._folder.glob('*.safetensors')))} cells that an interrupted run scored")
-                return
+        self._folder, self._basis = folder / "scored", json.loads(json.dumps(basis))
+        self._head = self._folder / "basis.json"
+        if self._head.is_file() and json.loads(self._head.read_text()) == self._basis:
+            say(f"going on after {len(list(self._folder.glob('*.safetensors')))} cells that an interrupted run scored")
+        elif self._folder.exists():
             warn(f"{self._folder} holds scores of another training or of other settings; they are dropped")
             shutil.rmtree(self._folder)
-        self._folder.mkdir()
-        write_json(head, basis)
 
     def scored(self, name: str, score: Callable[[], Scores | None]) -> Scores | None:
         """What is known under a name, or else what `score` finds, which is known from then on; None where there is nothing to score."""
@@ -48,6 +45,9 @@ class CellStore:
         found = score()
         if found is None:
             return None
+        if not self._head.exists():
+            self._folder.mkdir()
+            write_json(self._head, self._basis)
         scores, tasks = found
         fresh = file.with_suffix(".new")
         save_file({"scores": scores, **({} if tasks is None else {"tasks": tasks})}, fresh)
