@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -214,10 +216,31 @@ def test_a_rename_that_fails_brings_the_old_folder_back(folder, monkeypatch):
 
 def test_a_kill_between_the_two_renames_loses_nothing(folder):
     old = read_artifact(folder, "anchor", COMMAND)
-    folder.rename(folder.with_name("anchor.old"))
+    folder.rename(folder.with_name(".anchor.replaced"))
     with pytest.raises(UserError, match="--overwrite"):
         Draft(folder, "anchor")
     assert read_artifact(folder, "anchor", COMMAND) == old
+
+
+def test_a_folder_that_somebody_calls_old_is_theirs(folder):
+    for name in ("anchor.old", "anchor.bak"):
+        (folder.with_name(name)).mkdir()
+        (folder.with_name(name) / "mine").write_text("mine")
+    write(folder, b"new", overwrite=True)
+    assert all((folder.with_name(name) / "mine").is_file() for name in ("anchor.old", "anchor.bak"))
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    holding = "import sys, time; from pathlib import Path; from vla_tune.artifacts import Draft; "
+    holding += "draft = Draft(Path(sys.argv[1]), 'anchor'); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holding, str(tmp_path / "anchor")], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match=r"another run is at work in .*anchor\.partial"):
+                Draft(tmp_path / "anchor", "anchor")
+        finally:
+            other.kill()
+    Draft(tmp_path / "anchor", "anchor")  # what was killed holds nothing
 
 
 def test_a_full_disk_while_json_is_written_keeps_the_file_there_was(tmp_path, monkeypatch):

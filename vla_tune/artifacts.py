@@ -6,6 +6,7 @@ a digest of every file and renames the folder, so an artifact is either whole or
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -68,7 +69,7 @@ class Draft:
 
     def __init__(self, target: Path, stage: str, *, overwrite: bool = False, keep: bool = False) -> None:
         target = target if target.name not in ("", "..") else target.resolve()
-        self._old = target.with_name(f"{target.name}.old")
+        self._old = target.with_name(f".{target.name}.replaced")
         if self._old.exists() and not target.exists():
             self._old.rename(target)  # an earlier run was killed between the two renames of `publish`
         if target.exists() and not overwrite:
@@ -77,11 +78,14 @@ class Draft:
             raise UserError(f"{target} is not a '{stage}' artifact, so --overwrite does not replace it; give another --out")
         self.target, self.stage, self._keep = target, stage, keep
         self.path = target.with_name(f"{target.name}.partial")
-        if self.path.exists() and not keep:
-            shutil.rmtree(self.path)
         try:
+            if self.path.is_dir():
+                _hold(self.path)
+            if self.path.exists() and not keep:
+                shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
+            _hold(self.path)
+        except OSError as error:
             raise UserError(f"--out: {self.path} cannot be made ({error.strerror})") from None
 
     def publish(self, *, config: dict[str, Any], inputs: list[dict[str, str]], metrics: dict[str, Any], device: str = "cpu") -> Artifact:
@@ -110,6 +114,7 @@ class Draft:
             raise
         sync_folder(self.target.parent)
         shutil.rmtree(self._old, ignore_errors=True)
+        _let_go(self.path)
         return Artifact(self.target, manifest)
 
     def __enter__(self) -> Draft:
@@ -119,6 +124,35 @@ class Draft:
         """Nothing half-written is left behind: without a `publish`, the working folder goes, unless there is something to keep."""
         if not (self._keep and self.path.is_dir() and any(self.path.iterdir())):
             shutil.rmtree(self.path, ignore_errors=True)
+        _let_go(self.path)
+
+
+_HELD: dict[Path, int] = {}
+"""The working folders of this process, and the handles that hold them against other processes."""
+
+
+def _hold(folder: Path) -> None:
+    """Keep other processes from working in a folder until it is let go, or this process ends.
+
+    Raises:
+        UserError: another process holds it.
+
+    """
+    _let_go(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"--out: another run is at work in {folder}; wait for it, stop it, or give another --out") from None
+    except OSError:  # a file system without locks: then nobody is kept out
+        pass
+    _HELD[folder.absolute()] = handle
+
+
+def _let_go(folder: Path) -> None:
+    if (handle := _HELD.pop(folder.absolute(), None)) is not None:
+        os.close(handle)
 
 
 def _is_stage(folder: Path, stage: str) -> bool:

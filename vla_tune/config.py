@@ -7,6 +7,7 @@ checks the types; an unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -534,6 +535,8 @@ SHARES = (
     "method.igsp.most",
 )
 """Numbers above 0 and up to 1."""
+MOST_SEED = 2**32 - 1
+"""Larger ones would not fit where they are multiplied with the numbers of tasks and epochs."""
 FRACTIONS = {"data.heldout": 0.5, "method.wise_ft.alpha": 1, "method.igsp.protect": 1, "method.replay.share": 1}
 """Numbers from 0 to this one."""
 
@@ -666,10 +669,18 @@ def differences(base: dict[str, Any], config: dict[str, Any], prefix: str = "") 
 
 
 def departures(config: Config, earlier: dict[str, Any], sections: tuple[str, ...], free: list[str]) -> str:
-    """Where a configuration departs from an earlier run's in these sections, but for the keys that are `free`; empty where it does not."""
+    """Where a configuration departs from an earlier run's in these sections; empty where it does not.
+
+    The keys that are `free` may differ, and what is of other methods.
+    """
     now = config.to_dict()
     was, is_now = differences(now, earlier), differences(earlier, now)
-    compared = [key for key in {**was, **is_now} if key.split(".")[0] in sections and key not in free]
+    own = ("name", options_of(config.method.name))
+    compared = [
+        key
+        for key in {**was, **is_now}
+        if key.split(".")[0] in sections and key not in free and (not key.startswith("method.") or key.split(".")[1] in own)
+    ]
     return ", ".join(f"{key} was {was.get(key)}, is {is_now.get(key)}" for key in compared)
 
 
@@ -685,17 +696,30 @@ def _check_values(config: Config) -> None:
             raise UserError(f"{key}={value_of(config, key)}: must be one of {', '.join(choices)}")
     if not 0 < config.train.lr < float("inf"):
         raise UserError(f"train.lr={config.train.lr}: must be a finite number above 0")
-    names, what = (STRATEGIES, "way to learn a stream") if config.stream.tasks else (METHODS, "method")
+    if config.seed > MOST_SEED:
+        raise UserError(f"seed={config.seed}: must be at most {MOST_SEED}")
+    names, others, what = (STRATEGIES, METHODS, "way to learn a stream") if config.stream.tasks else (METHODS, STRATEGIES, "method")
     if config.method.name not in names:
-        raise UserError(f"method.name={config.method.name}: unknown {what}; {nearest(config.method.name, list(names))}")
+        hint = nearest(config.method.name, list(names))
+        if config.method.name in others:
+            hint = (
+                "it learns one task, and stream.tasks lists some"
+                if config.stream.tasks
+                else "it learns a stream: list its tasks, stream.tasks"
+            )
+        raise UserError(f"method.name={config.method.name}: no {what}; {hint}")
     _check_stream(config.stream)
 
 
 def _check_stream(stream: StreamConfig) -> None:
     names = [task.name for task in stream.tasks]
     for name in names:
+        if not re.fullmatch(r"\w[\w .+-]*", name):
+            raise UserError(f"stream.tasks: '{name}': a name is of letters, digits, spaces and _.+-, and files are called by it")
         if names.count(name) > 1:
             raise UserError(f"stream.tasks: two are called '{name}'; results are told apart by name")
+    if stream.folder and not Path(stream.folder).expanduser().is_dir():
+        raise UserError(f"stream.folder={stream.folder}: there is no such folder")
 
 
 def _check_ranges(config: Config) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from vla_tune.config import STRATEGIES, load_config
+from vla_tune.config import STRATEGIES, StreamTask, load_config
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json, read_table
 from vla_tune.resources import demo_clip
@@ -183,10 +185,15 @@ def test_random_pruning_keeps_as_many_others(quick, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["stream.tasks=[{name: a}]"], "either a manifest"),
+        (["stream.tasks=[{name: a}]"], "needs one of two: a manifest"),
+        (["stream.tasks=[{name: a, manifest: drawn-signs, tasks: [reach-v3]}]"], "needs one of two: a manifest"),
+        (["stream.tasks=[{name: a, manifest: drawn-signs, instructions: [go]}]"], "instructions are a robot's"),
+        (["stream.tasks=[{name: a, manifest: metaworld-six}]"], "is of demonstrations"),
+        (["stream.reference=shapes"], "its samples are no pictures"),
+        (["stream.tasks=[{name: a, manifest: mine.zip}]"], "no data manifest 'mine.zip'; set stream.folder"),
+        (["stream.linears=[q_proj,fc3]"], "no linear layer of text, vision is called 'fc3'; did you mean 'fc"),
         (["stream.tasks=[{name: a, manifest: drawn-signs}, {name: b, manifest: shapes}]"], "a stream is of one kind"),
         (["stream.parts=[expert]"], "there is no 'expert' here; there are: text, vision"),
-        (["stream.linears=[gate]"], "is called so"),
         (["policy.base_vlm=demo"], "trains a CLIP, and this is a 'smolvlm' model"),
         (["method.igsp.protect=0.9"], "which a stream of pictures has none of"),
     ],
@@ -196,6 +203,48 @@ def test_bad_input_is_told_and_leaves_nothing(quick, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "train").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["stream.tasks=[{name: ../mine, manifest: drawn-signs}]"], "'../mine': a name is of letters"),
+        (["stream.tasks=[{name: '[/x]', manifest: drawn-signs}]"], "a name is of letters"),
+        (["stream.folder=nowhere"], "stream.folder=nowhere: there is no such folder"),
+        (["stream.tasks=[]"], "it learns a stream: list its tasks, stream.tasks"),
+        (["method.name=aegis"], "it learns one task, and stream.tasks lists some"),
+        (["seed=20000000000000"], "must be at most 4294967295"),
+    ],
+)
+def test_bad_values_of_a_stream_are_told(quick, more, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        quick("shapes", "textures", more=more)
+
+
+def test_what_is_wrong_is_told_before_an_unfinished_stream_is_touched(quick, tmp_path, stopped_at):
+    config = quick("shapes", "textures")
+    with stopped_at(Pictures, 9):
+        train.run(config, tmp_path)
+    left = sorted(file.name for file in (tmp_path / "train.partial").rglob("*"))
+    with pytest.raises(UserError, match="typo"):
+        train.run(quick("shapes", "textures", more=["stream.reference=typo"]), tmp_path, overwrite=True)
+    assert sorted(file.name for file in (tmp_path / "train.partial").rglob("*")) == left
+    (tmp_path / "train.partial" / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is missing or damaged"):
+        train.run(config, tmp_path, resume=True)
+
+
+def test_a_damaged_picture_is_named(quick_overrides, tmp_path):
+    for split, number in (("train", 0), ("train", 1), ("test", 2)):
+        Image.effect_noise((48, 48), 80).save(tmp_path / f"{number}.png")
+        with (tmp_path / "index.csv").open("a") as index:
+            index.write("" if number else "file,label,split\n")
+            index.write(f"{number}.png,{'ab'[number % 2]},{split}\n")
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    config = load_config("stream-drawn", [*quick_overrides, f"stream.tasks=[{{name: mine, manifest: {tmp_path}}}]"])
+    with pytest.raises(UserError, match=r"mine, train: the picture .*1\.png is damaged"):
+        train.run(config, tmp_path / "run")
 
 
 def test_a_stream_is_gone_on_with_only_as_it_began(quick, tmp_path):
@@ -214,6 +263,10 @@ def test_a_stream_is_gone_on_with_only_as_it_began(quick, tmp_path):
         eval_rollout.run(quick("shapes", "textures"), tmp_path)
     with pytest.raises(UserError, match="has learnt the tasks shapes, textures"):
         eval_vqa.run(quick("shapes"), tmp_path)
+    other = quick("textures", "shapes", more=["method.name=moe_adapters"])
+    other.stream.tasks = [StreamTask(name, task.manifest) for name, task in zip(("shapes", "textures"), other.stream.tasks, strict=True)]
+    with pytest.raises(UserError, match=r"has learnt .*invented-shapes.* and stream.tasks has .*invented-textures"):
+        eval_vqa.run(other, tmp_path)
     with pytest.raises(UserError, match=r"was trained with other values: policy\.base_vlm was demo-clip, is elsewhere"):
         eval_vqa.run(quick("shapes", "textures", more=["method.name=moe_adapters", "policy.base_vlm=elsewhere"]), tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -23,10 +24,11 @@ class Replay(Full):
 
     def loss(self, task: int, batch: Batch) -> Tensor:
         loss = super().loss(task, batch)
-        count = round(self.settings.replay.share * self.learner.config.train.batch_size)
+        share = self.settings.replay.share
+        count = math.ceil(share * self.learner.config.train.batch_size)
         if task and count:
             old = self.learner.remembered(self._drawn % task, self.settings.replay.samples, count, self._drawn)
-            loss = loss + self.settings.replay.share * super().loss(task, old)
+            loss = loss + share * super().loss(task, old)
         self._drawn += 1
         return loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from omegaconf import MISSING
@@ -175,8 +176,13 @@ def load_manifest(name: str) -> Manifest:
 
 def in_folder(folder: str | None, name: str) -> str:
     """A manifest's name or path; that of `stream.folder` where it holds one of this name."""
-    inside = Path(folder) / name if folder else None
-    return str(inside) if inside is not None and inside.exists() else name
+    inside = Path(folder).expanduser() / name if folder else None
+    if inside is not None and inside.exists():
+        return str(inside)
+    if name not in available("data_manifests") and not Path(name).expanduser().exists():
+        where = f"{folder} has none of this name" if folder else "set stream.folder, where relative paths start"
+        raise UserError(f"stream: there is no data manifest '{name}'; {where}, or {nearest(name, available('data_manifests'))}")
+    return name
 
 
 def manifest_source(name: str) -> Path:
@@ -282,14 +288,22 @@ def _check_labelled(manifest: LabelledManifest, source: str) -> None:
     else:
         _check_read(manifest, source)
     for template in manifest.templates:
-        if "{}" not in template:
-            raise UserError(f"{source}: templates: the class has to stand in '{template}', as {{}}")
+        if _fields(template) != [""]:
+            raise UserError(f"{source}: templates: the class has to stand in '{template}' once, as {{}}, and no other braces")
     if not manifest.templates:
         raise UserError(f"{source}: templates: at least one is needed, for example a photo of a {{}}.")
     words = list(manifest.classes.values())
     twice = [one for one in words if words.count(one) > 1]
     if twice:
         raise UserError(f"{source}: classes: '{twice[0]}' stands for two labels, which no text could tell apart; word them differently")
+
+
+def _fields(template: str) -> list[str | None]:
+    """What a template has to be filled in with, [""] for one `{}`; none that can be where its braces do not match."""
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError:
+        return [None]
 
 
 def _check_drawn(manifest: LabelledManifest, generator: str, source: str) -> None:

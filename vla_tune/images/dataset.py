@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,10 +227,10 @@ def _pictures_of_zip(place: Path, rows: Iterable[dict[str, str]]) -> list[dict[s
                 content = archive.read(row["file"])
             except KeyError:
                 raise UserError(f"{place}: {INDEX_FILE}: there is no picture {row['file']} in it") from None
-            except zipfile.BadZipFile as error:
-                raise UserError(f"{place}: not readable as a zip: {error}") from None
+            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:  # damaged, locked, packed in a rare way
+                raise UserError(f"{place}: {row['file']} cannot be read from it: {error}") from None
             _check_picture(io.BytesIO(content), f"{place}: {row['file']}")
-            held.append({"bytes": content, "path": None})
+            held.append({"bytes": content, "path": row["file"]})
     return held
 
 

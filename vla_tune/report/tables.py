@@ -35,7 +35,7 @@ class Table:
 def headline(run: Run) -> Row:
     """One run's figures, null where a stage is not there yet; rates in 0..1, each interval `{value, low, high}`.
 
-    Of a stream, VQA is its base ability.
+    Of a stream, VQA is its base ability, and `stream` has the figures of its matrix.
     """
     vqa, rollout = run.vqa or base_ability(run), run.rollout or {}
     return {
@@ -53,6 +53,7 @@ def headline(run: Run) -> Row:
         "drift": vqa.get("drift"),
         "energy_shed": mean_energy_shed(run.metrics),
         "step_s": median_step_s(run.metrics),
+        **({"stream": run.stream.get("figures")} if run.stream else {}),
     }
 
 

@@ -39,16 +39,19 @@ def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: boo
         plan: print what would train, and stop (returns None).
 
     """
-    from vla_tune.streams.training import Stream, go_on
+    from vla_tune.streams.training import AFTER, Stream, go_on
 
     began = time.monotonic()
     _warn_of_left_out(config, "train")
-    draft = None if plan else _draft(config, run, overwrite=overwrite, resume=resume)
+    extends = not plan and _extends(config, run, overwrite=overwrite, resume=resume)
     anchor = _anchor(config, run)
-    stream = Stream.open(config, anchor)
-    if draft is None:
+    stream = Stream.open(config, anchor)  # what is wrong with it is told before anything of an earlier run is touched
+    if plan:
         _show_plan(stream)
         return None
+    if extends:
+        reopen(run / "train", run / "train.partial", AFTER)
+    draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=resume)
     task, step = go_on(stream, draft.path) if resume else (0, 0)
     cut_metrics(draft.path / "metrics.jsonl", task * config.train.steps + step)
     write_json(draft.path / "run.json", config.to_dict())
@@ -63,8 +66,14 @@ def _warn_of_left_out(config: Config, stage: str) -> None:
     for key in LEFT_OUT[stage]:
         if value_of(config, key) != value_of(plain, key):
             warn(f"{key}={value_of(config, key)} is not used: a stream's {stage} does without it")
-    if stage == "train" and config.method.name == "moe_adapters" and config.stream.linears:
+    if stage != "train":
+        return
+    if config.method.name in ("full", "replay") and (config.stream.parts or config.stream.linears):
+        warn(f"stream.parts and stream.linears are not used: {config.method.name} trains all weights")
+    elif config.method.name == "moe_adapters" and config.stream.linears:
         warn(f"stream.linears={config.stream.linears} is not used: moe_adapters' go to whole blocks")
+    if config.policy.path and not is_robots(config):
+        warn(f"policy.path={config.policy.path} is not used: a stream of pictures or questions starts from policy.base_vlm")
 
 
 def _anchor(config: Config, run: Path) -> Anchor | None:
@@ -119,9 +128,9 @@ def _save_merged(stream: Stream, draft: Draft) -> None:
             stream.learner.save(draft.path / place, draft.target / place)
 
 
-def _draft(config: Config, run: Path, *, overwrite: bool, resume: bool) -> Draft:
-    """The working folder, checked against what lies there already."""
-    from vla_tune.streams.training import AFTER, done
+def _extends(config: Config, run: Path, *, overwrite: bool, resume: bool) -> bool:
+    """Check what lies there already; whether a finished stream is to be taken on."""
+    from vla_tune.streams.training import done
 
     target, partial = run / "train", run / "train.partial"
     begun = done(partial) or (partial / "checkpoint").is_dir()
@@ -130,16 +139,25 @@ def _draft(config: Config, run: Path, *, overwrite: bool, resume: bool) -> Draft
         _check_goes_on(config, artifact.config)
         if len(artifact.config["stream"]["tasks"]) == len(config.stream.tasks):
             raise UserError(f"--resume: {target} is finished; add tasks to the end of stream.tasks, or give --overwrite to train again")
-        reopen(target, partial, AFTER)
-    elif resume:
+        return True
+    if resume:
         if not begun:
             raise UserError(f"--resume: there is nothing to go on from in {partial}; start without --resume")
-        _check_goes_on(config, json.loads((partial / "run.json").read_text()))
+        _check_goes_on(config, _begun_with(partial / "run.json"))
     elif begun and not overwrite:
         raise UserError(f"{partial} holds an unfinished stream; give --resume to go on with it, or --overwrite to start again")
     elif target.exists() and not overwrite:
         raise UserError(f"{target} exists already; give --overwrite to replace it, --resume with more tasks to extend it, or another --out")
-    return Draft(target, "train", overwrite=overwrite or resume, keep=resume)
+    return False
+
+
+def _begun_with(file: Path) -> dict[str, Any]:
+    """The configuration that an unfinished stream began with."""
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"--resume: {file} is missing or damaged; give --overwrite to train again") from None
+    return config
 
 
 def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:
@@ -188,7 +206,7 @@ def is_robots(config: Config) -> bool:
 
 
 def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artifact:
-    from vla_tune.keeping import read_by
+    from vla_tune.keeping import read_by, sources
     from vla_tune.streams.cells import CellStore
     from vla_tune.streams.deployed import Deployed
     from vla_tune.streams.evaluation import figures, measure, parameters
@@ -199,7 +217,13 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     names = check_stream(config, artifact)
     stream = Stream.open(config, _anchor(config, run))
     tasks = worlds or not is_robots(config)
-    basis = {"read": read_by(draft.stage, config.to_dict()), "train": artifact.digest, "environment": environment(config.device)}
+    read = config.to_dict()
+    basis = {
+        "read": read_by(draft.stage, read),
+        "files": sources(draft.stage, read),
+        "train": artifact.digest,
+        "environment": environment(config.device),
+    }
     store = CellStore(draft.path, basis)
     cells = measure(stream, source, store, tasks=tasks, later=not worlds, reference=not worlds)
     if worlds:
@@ -225,6 +249,9 @@ def check_stream(config: Config, artifact: Artifact) -> list[str]:
     asked = [task.name for task in config.stream.tasks]
     if learnt != asked:
         raise UserError(f"{artifact.path} has learnt the tasks {', '.join(learnt) or '(none)'}, and stream.tasks names {', '.join(asked)}")
+    for was, task in zip(artifact.config["stream"]["tasks"], config.to_dict()["stream"]["tasks"], strict=True):
+        if was != task:
+            raise UserError(f"{artifact.path} has learnt {was}, and stream.tasks has {task}; give the same to evaluate it")
     free = ["data.cache_mb", "stream.tasks", "stream.folder", "stream.merged", "stream.reference"]
     if changed := departures(config, artifact.config, ("policy", "data", "method", "stream"), free):
         raise UserError(f"{artifact.path} was trained with other values: {changed}; give the same to evaluate it")

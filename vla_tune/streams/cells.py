@@ -28,11 +28,18 @@ class CellStore:
     def __init__(self, folder: Path, basis: dict[str, Any]) -> None:
         self._folder, self._basis = folder / "scored", json.loads(json.dumps(basis))
         self._head = self._folder / "basis.json"
-        if self._head.is_file() and json.loads(self._head.read_text()) == self._basis:
+        if self._known() == self._basis:
             say(f"going on after {len(list(self._folder.glob('*.safetensors')))} cells that an interrupted run scored")
         elif self._folder.exists():
             warn(f"{self._folder} holds scores of another training or of other settings; they are dropped")
             shutil.rmtree(self._folder)
+
+    def _known(self) -> Any:
+        """What the scores that are there depend on; None where there are none, or that is not known."""
+        try:
+            return json.loads(self._head.read_text())
+        except (OSError, ValueError):
+            return None
 
     def scored(self, name: str, score: Callable[[], Scores | None]) -> Scores | None:
         """What is known under a name, or else what `score` finds, which is known from then on; None where there is nothing to score."""

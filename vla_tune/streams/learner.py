@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vla_tune.errors import UserError
+from vla_tune.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -60,7 +60,7 @@ class Learner(ABC):
         """The full names of the linear layers that experts go to.
 
         Raises:
-            UserError: none of them is called so.
+            UserError: none of them is called as one of `stream.linears`.
 
         """
         named = [
@@ -70,10 +70,12 @@ class Learner(ABC):
             for inner, module in block.named_modules()
             if isinstance(module, nn.Linear)
         ]
-        found = [name for name in named if not self._linears or name.rpartition(".")[2] in self._linears]
-        if not found:
-            raise UserError(f"stream.linears={self._linears}: no linear layer in the blocks of {', '.join(self._parts)} is called so")
-        return found
+        known = {name.rpartition(".")[2] for name in named}
+        parts = ", ".join(self._parts)
+        for name in self._linears:
+            if name not in known:
+                raise UserError(f"stream.linears: no linear layer of {parts} is called '{name}'; {nearest(name, sorted(known))}")
+        return [name for name in named if not self._linears or name.rpartition(".")[2] in self._linears]
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, int]]:
         """Of every block the norm before its MLP, the MLP, and the width of the residual stream."""

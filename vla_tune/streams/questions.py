@@ -41,6 +41,8 @@ class Questions(Learner):
         nn.Module.to(self.model, config.device)
         self._manifests = [in_folder(config.stream.folder, task.manifest) for task in config.stream.tasks if task.manifest]
         self._reference = in_folder(config.stream.folder, config.stream.reference) if config.stream.reference else None
+        for task, _ in enumerate(self.tasks):
+            self._questions(task, "anchor")  # so that what is wrong with one is told before the first is learnt
         self._settings = {"batch_size": config.vqa.batch_size, "max_new_tokens": config.vqa.max_new_tokens}
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:

@@ -43,10 +43,6 @@ class Robot(Learner):
     known_parts: ClassVar[tuple[str, ...]] = ("text", "vision", "expert")
 
     def __init__(self, config: Config) -> None:
-        if config.stream.reference:
-            raise UserError(
-                f"stream.reference={config.stream.reference}: what belongs to no task of a robot is asked by vqa.manifest; set that"
-            )
         self.start = make_start(config)
         super().__init__(config, self.start.base_vlm)
         self.model = self.start.policy.eval()
