@@ -698,17 +698,18 @@ def _check_values(config: Config) -> None:
         raise UserError(f"train.lr={config.train.lr}: must be a finite number above 0")
     if config.seed > MOST_SEED:
         raise UserError(f"seed={config.seed}: must be at most {MOST_SEED}")
-    names, others, what = (STRATEGIES, METHODS, "way to learn a stream") if config.stream.tasks else (METHODS, STRATEGIES, "method")
-    if config.method.name not in names:
-        hint = nearest(config.method.name, list(names))
-        if config.method.name in others:
-            hint = (
-                "it learns one task, and stream.tasks lists some"
-                if config.stream.tasks
-                else "it learns a stream: list its tasks, stream.tasks"
-            )
-        raise UserError(f"method.name={config.method.name}: no {what}; {hint}")
+    _check_method(config.method.name, of_stream=bool(config.stream.tasks))
     _check_stream(config.stream)
+
+
+def _check_method(name: str, *, of_stream: bool) -> None:
+    names, others, what = (STRATEGIES, METHODS, "way to learn a stream") if of_stream else (METHODS, STRATEGIES, "method")
+    if name in names:
+        return
+    if name not in others:
+        raise UserError(f"method.name={name}: unknown {what}; {nearest(name, list(names))}")
+    why = "one task, and stream.tasks lists some" if of_stream else "a stream of tasks, and stream.tasks is empty"
+    raise UserError(f"method.name={name}: it learns {why}; known here: {', '.join(names)}")
 
 
 def _check_stream(stream: StreamConfig) -> None:

@@ -211,7 +211,7 @@ def test_bad_input_is_told_and_leaves_nothing(quick, tmp_path, more, message):
         (["stream.tasks=[{name: ../mine, manifest: drawn-signs}]"], "'../mine': a name is of letters"),
         (["stream.tasks=[{name: '[/x]', manifest: drawn-signs}]"], "a name is of letters"),
         (["stream.folder=nowhere"], "stream.folder=nowhere: there is no such folder"),
-        (["stream.tasks=[]"], "it learns a stream: list its tasks, stream.tasks"),
+        (["stream.tasks=[]"], "it learns a stream of tasks, and stream.tasks is empty"),
         (["method.name=aegis"], "it learns one task, and stream.tasks lists some"),
         (["seed=20000000000000"], "must be at most 4294967295"),
     ],
