@@ -65,7 +65,7 @@ def test_every_strategy_learns_a_stream_and_is_scored(quick, tmp_path, name):
     assert (added == [0, 0]) == (name in ("full", "replay"))
 
 
-LONG = ["train.steps=24", "method.igsp.agreement=1"]
+LONG = ["train.steps=24", "method.igsp.agreement=1", "train.checkpoint_every=5"]
 """Phase 1 has looked at its routers five times when it ends, after 12 steps."""
 
 
