@@ -79,12 +79,10 @@ class Draft:
         self.target, self.stage, self._keep = target, stage, keep
         self.path = target.with_name(f"{target.name}.partial")
         try:
-            if self.path.is_dir():
-                _hold(self.path)
-            if self.path.exists() and not keep:
-                shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             _hold(self.path)
+            if not keep:
+                empty(self.path)
         except OSError as error:
             raise UserError(f"--out: {self.path} cannot be made ({error.strerror})") from None
 
@@ -125,6 +123,12 @@ class Draft:
         if not (self._keep and self.path.is_dir() and any(self.path.iterdir())):
             shutil.rmtree(self.path, ignore_errors=True)
         _let_go(self.path)
+
+
+def empty(folder: Path) -> None:
+    """Remove everything in a folder."""
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 _HELD: dict[Path, int] = {}

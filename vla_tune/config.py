@@ -675,7 +675,7 @@ def departures(config: Config, earlier: dict[str, Any], sections: tuple[str, ...
     """
     now = config.to_dict()
     was, is_now = differences(now, earlier), differences(earlier, now)
-    own = ("name", options_of(config.method.name))
+    own = own_options(now["method"])
     compared = [
         key
         for key in {**was, **is_now}
@@ -738,6 +738,11 @@ def _check_ranges(config: Config) -> None:
 def options_of(name: str) -> str:
     """The section of `method` that holds the options of a method or strategy."""
     return "lora" if name == "lora_per_task" else name
+
+
+def own_options(method: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's `method` without the other methods' options."""
+    return {key: value for key, value in method.items() if key in ("name", options_of(method["name"]))}
 
 
 def protects(config: Config) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts import file_digest, files_table, read_artifact, table_digest, write_json
-from vla_tune.config import differences, options_of
+from vla_tune.config import differences, own_options
 from vla_tune.data.manifests import in_folder, manifest_source
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json
@@ -72,11 +72,6 @@ def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that a stage reads, by dotted key."""
     values = {key: _value(config, key) for key in READS[stage]}
     return {key: own_options(value) if key == "method" else value for key, value in values.items()}
-
-
-def own_options(method: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's `method` without the other methods' options."""
-    return {key: value for key, value in method.items() if key in ("name", options_of(method["name"]))}
 
 
 def sources(stage: str, config: dict[str, Any]) -> dict[str, str]:

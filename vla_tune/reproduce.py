@@ -16,10 +16,10 @@ from typing import Any
 
 from vla_tune.artifacts import Draft, read_artifact, sync_folder, write_json
 from vla_tune.cli import reported
-from vla_tune.config import Config, MethodConfig, protects
+from vla_tune.config import Config, MethodConfig, own_options, protects
 from vla_tune.console import say, table, warn
 from vla_tune.errors import RunError
-from vla_tune.keeping import own_options, read_by, record_sources, stale
+from vla_tune.keeping import read_by, record_sources, stale
 from vla_tune.report.frontier import write_frontier
 from vla_tune.report.runs import mean_energy_shed, read_json, read_metrics
 from vla_tune.report.streams import write_comparison

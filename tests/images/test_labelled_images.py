@@ -207,6 +207,18 @@ def test_a_folder_and_a_zip_with_an_index(tmp_path, packed):
         assert test.classes[row["label"]] == ["sea lake", "annual crop", "river"][number % 3]
 
 
+def test_a_zip_holds_what_its_folder_does_and_other_pictures_or_words_are_told(tmp_path):
+    name = folder_of(tmp_path / "mine", rows_of())
+    before = content(labelled_images(name, "test"))
+    assert content(labelled_images(zip_of(name), "test")) == before
+    assert content(labelled_images(name, "train")) != before
+    manifest = {"kind": "classification", "dataset": name, "templates": ["a sketch of a {}."], "license": "MIT"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(manifest))
+    assert content(labelled_images(str(tmp_path / "mine.yaml"), "test")) != before
+    picture(99).save(tmp_path / "mine" / "all" / "20.png")
+    assert content(labelled_images(name, "test")) != before
+
+
 def test_a_stage_is_made_again_where_a_folders_pictures_changed(tmp_path):
     name = folder_of(tmp_path / "mine", rows_of())
     config = {"policy": {}, "stream": {"tasks": [{"name": "mine", "manifest": "mine"}], "reference": name, "folder": str(tmp_path)}}

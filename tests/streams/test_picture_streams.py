@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from after_tasks import assert_equal, states
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,18 +18,6 @@ from vla_tune.resources import demo_clip
 from vla_tune.stages import eval_rollout, eval_vqa, evaluate, train
 from vla_tune.streams.pictures import Pictures
 from vla_tune.streams.training import Stream
-
-
-def states(run):
-    """What there is after each task, by file name."""
-    return {file.name: load_file(file) for file in sorted((run / "train" / "after").glob("*.safetensors"))}
-
-
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    for name, state in one.items():
-        assert state.keys() == other[name].keys()
-        assert all(torch.equal(tensor, other[name][key]) for key, tensor in state.items())
 
 
 def fails_with(error):
@@ -66,7 +55,7 @@ def test_every_strategy_learns_a_stream_and_is_scored(quick, tmp_path, name):
 
 
 LONG = ["train.steps=24", "method.igsp.agreement=1", "train.checkpoint_every=5"]
-"""Phase 1 has looked at its routers five times when it ends, after 12 steps."""
+"""Phase 1 looks at its routers six times and ends after 12 steps."""
 
 
 @pytest.mark.parametrize(
@@ -162,7 +151,7 @@ def test_experts_are_shared_by_related_tasks_and_not_by_unrelated_ones(tmp_path)
 def test_without_a_price_more_experts_stay(quick, tmp_path):
     new = {}
     for price in (0.0, 1.0):
-        config = quick("shapes", more=[f"method.igsp.price={price}", "train.steps=24", "method.igsp.agreement=1"])
+        config = quick("shapes", more=[*LONG, f"method.igsp.price={price}"])
         train.run(config, tmp_path / str(price))
         new[price] = read_json(tmp_path / str(price) / "train" / "stream.json")["records"][0]["new"]
     assert new[1.0] == 0  # and then there is nothing to train in phase 2
@@ -191,7 +180,7 @@ def test_random_pruning_keeps_as_many_others(quick, tmp_path):
         (["stream.tasks=[{name: a, manifest: metaworld-six}]"], "is of demonstrations"),
         (["stream.reference=shapes"], "its samples are no pictures"),
         (["stream.tasks=[{name: a, manifest: mine.zip}]"], "no data manifest 'mine.zip'; set stream.folder"),
-        (["stream.linears=[q_proj,fc3]"], "no linear layer of text, vision is called 'fc3'; did you mean 'fc"),
+        (["stream.linears=[q_proj,fc3]"], "no linear layer of text, vision is called 'fc3'; did you mean 'fc2'"),
         (["stream.tasks=[{name: a, manifest: drawn-signs}, {name: b, manifest: shapes}]"], "a stream is of one kind"),
         (["stream.parts=[expert]"], "there is no 'expert' here; there are: text, vision"),
         (["policy.base_vlm=demo"], "trains a CLIP, and this is a 'smolvlm' model"),

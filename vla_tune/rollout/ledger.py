@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from vla_tune.artifacts import write_json
+from vla_tune.artifacts import empty, write_json
 from vla_tune.console import say, warn
 from vla_tune.rollout.episodes import Episode
 from vla_tune.rollout.videos import write_video
@@ -30,8 +29,7 @@ class Ledger:
     def restore(self, episodes: list[Episode]) -> list[Episode]:
         """Fill in the episodes that were done before; those that are left."""
         if not self._same():
-            for left in self._folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            empty(self._folder)
             return episodes
         done = {(row["task"], row["seed"], row["given"]): row for row in self._read()}
         for episode in episodes:

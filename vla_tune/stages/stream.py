@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from vla_tune.artifacts import Artifact, Draft, environment, read_artifact, writ
 from vla_tune.config import departures, protects, value_of
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError
-from vla_tune.training.checkpoints import cut_metrics, reopen
+from vla_tune.training.checkpoints import begun_with, cut_metrics, reopen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,21 +142,12 @@ def _extends(config: Config, run: Path, *, overwrite: bool, resume: bool) -> boo
     if resume:
         if not begun:
             raise UserError(f"--resume: there is nothing to go on from in {partial}; start without --resume")
-        _check_goes_on(config, _begun_with(partial / "run.json"))
+        _check_goes_on(config, begun_with(partial))
     elif begun and not overwrite:
         raise UserError(f"{partial} holds an unfinished stream; give --resume to go on with it, or --overwrite to start again")
     elif target.exists() and not overwrite:
         raise UserError(f"{target} exists already; give --overwrite to replace it, --resume with more tasks to extend it, or another --out")
     return False
-
-
-def _begun_with(file: Path) -> dict[str, Any]:
-    """The configuration that an unfinished stream began with."""
-    try:
-        config: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError):
-        raise UserError(f"--resume: {file} is missing or damaged; give --overwrite to train again") from None
-    return config
 
 
 def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from vla_tune.methods import make_method, method_class
 from vla_tune.methods.wise_ft import finished_run
 from vla_tune.report.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
 from vla_tune.stages import stream
-from vla_tune.training.checkpoints import cut_metrics, finished, load_checkpoint, reopen
+from vla_tune.training.checkpoints import begun_with, cut_metrics, finished, load_checkpoint, reopen
 from vla_tune.training.export import export
 from vla_tune.training.heldout import heldout_loss
 from vla_tune.training.loop import Loop
@@ -147,7 +146,7 @@ def _reopen(config: Config, target: Path, partial: Path) -> None:
 def _check_same(config: Config, folder: Path) -> None:
     """A resumed run must be the same run: every key that shapes it is compared."""
     shaping = ("seed", "policy", "data", "method", "train", "anchor")
-    changed = departures(config, json.loads((folder / "run.json").read_text()), shaping, [f"train.{key}" for key in FREE_ON_RESUME])
+    changed = departures(config, begun_with(folder), shaping, [f"train.{key}" for key in FREE_ON_RESUME])
     if changed:
         raise UserError(f"--resume: {changed}; resume with the same values, or give --overwrite to start again")
 

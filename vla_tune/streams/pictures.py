@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -224,7 +224,7 @@ class Pictures(Learner):
             for rows in torch.arange(count).split(CHUNK):
                 parts.append(pixels(rows))
                 counter.advance(len(rows))
-        return Pixels(known, self.processor.image_processor, title, torch.cat(parts))
+        return replace(pixels, whole=torch.cat(parts))
 
     def save(self, folder: Path, final: Path) -> None:
         self.model.save_pretrained(folder / "clip")

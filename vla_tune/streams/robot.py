@@ -171,12 +171,11 @@ class Robot(Learner):
 
     def film(self, deployed: Deployed, folder: Path) -> None:
         """The first of each task's episodes once more, as `rollout.videos` videos in all."""
-        for task, name in enumerate(self.tasks):
-            count = len(range(task, self.config.rollout.videos, len(self.tasks)))
-            if count:
-                folder.mkdir(exist_ok=True)
-                for episode in self.run_episodes(task, deployed, count, filmed=True)[0]:
-                    write_video(folder / f"{name}-{episode.video}", episode.frames)
+        videos = self.config.rollout.videos
+        for task, name in enumerate(self.tasks[:videos]):
+            folder.mkdir(exist_ok=True)
+            for episode in self.run_episodes(task, deployed, len(range(task, videos, len(self.tasks))), filmed=True)[0]:
+                write_video(folder / f"{name}-{episode.video}", episode.frames)
 
     def run_episodes(self, task: int, deployed: Deployed, count: int, *, filmed: bool = False) -> tuple[list[Episode], Tensor | None]:
         """The first `count` episodes of a task, each call's task told from what the policy sees; and what calls were taken for."""

@@ -70,6 +70,15 @@ def load_checkpoint(
         ) from None
 
 
+def begun_with(partial: Path) -> dict[str, Any]:
+    """The configuration that an unfinished run began with, as the working folder has it."""
+    try:
+        config: dict[str, Any] = json.loads((partial / "run.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"--resume: {partial / 'run.json'} is missing or damaged; give --overwrite to train again") from None
+    return config
+
+
 def reopen(target: Path, partial: Path, states: str) -> None:
     """Copy a finished run's states (a folder of it) and rows into the working folder, to extend it."""
     shutil.rmtree(partial, ignore_errors=True)
