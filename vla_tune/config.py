@@ -280,6 +280,7 @@ class IGSPConfig:
     threshold: experts with a mean probability of less than this many times an equal share go.
     pruning: by `probability`, or `random`, as many of them. sharing: which old experts a task may use, `all`, `none`, or those of the
         one task that looks most `similar`.
+    routing: in phase 2 by `token`, or an expert counts the same for the whole `task`: one learnt number in its router's place.
     orthogonal: weight of an explicit term that holds new experts' inputs apart from old ones'; 0: none.
     protect: the share of its VQA inputs' energy that new experts of a VLM's layer do not see, from the anchor; 0: none.
     """
@@ -296,6 +297,7 @@ class IGSPConfig:
     threshold: float = 0.9
     pruning: str = "probability"
     sharing: str = "all"
+    routing: str = "token"
     orthogonal: float = 0.0
     protect: float = 0.0
 
@@ -509,6 +511,7 @@ CHOICES = {
     "method.subspace.sides": ("both", "inputs"),
     "method.igsp.pruning": ("probability", "random"),
     "method.igsp.sharing": ("all", "none", "similar"),
+    "method.igsp.routing": ("token", "task"),
     "rollout.compat": ("lerobot-eval",),
 }
 

@@ -303,15 +303,61 @@ def test_every_sample_is_answered_as_its_task_answers(pool):
     assert len({tuple(outputs(pool, task)[0, 0].tolist()) for task in (-1, 0, 1, 2)}) == 4
 
 
+# Routers that give way.
+
+
+def constant_gates(pool, task):
+    """Make a task's routers blind to what they route, and look at what they then say, by layer and name."""
+    with torch.no_grad():
+        for layer in pool.layers.values():
+            layer.mixture(task).weight.zero_()
+    with torch.no_grad(), pool.routed(task), pool.watched() as seen:
+        pool.model(inputs())
+    slots = {name: ["base", *pool.layers[name].mixture(task).experts] for name in seen}
+    return {name: dict(zip(slots[name], mean_shares(calls).tolist(), strict=True)) for name, calls in seen.items()}
+
+
+def test_a_router_that_does_not_look_gives_way_without_a_trace(pool):
+    learn(pool, 0)
+    learn(pool, 1)
+    shares = constant_gates(pool, 1)
+    first, before, numbers = outputs(pool, 0), outputs(pool, 1), pool.count()
+    pool.settle(1, shares)
+    torch.testing.assert_close(outputs(pool, 1), before, rtol=1e-5, atol=1e-6)
+    assert torch.equal(outputs(pool, 0), first)
+    rows = 2 * 5 * (WIDTH + 1 + HIDDEN + 1)  # of the routers that went: five slots in each of four layers
+    assert pool.count() == {**numbers, "routers": numbers["routers"] - rows + 4 * 4}
+    for name, layer in pool.layers.items():
+        assert layer.mixture(1).factors.tolist() == pytest.approx([1, 1, shares[name]["0-0"], shares[name]["0-1"]])
+    with pool.merged(1, {}):
+        torch.testing.assert_close(pool.model(inputs()), before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_settled_task_trains_its_factors_and_experts(pool):
+    learn(pool, 0)
+    learn(pool, 1)
+    pool.settle(1, constant_gates(pool, 1))
+    wanted = {f"{place}.{part}" for place in PLACES for part in ("down.1-0", "up.1-0", "down.1-1", "up.1-1", "mixtures.1.factors")}
+    assert trains(pool) == wanted
+    before = {name: p.detach().clone() for name, p in pool.model.named_parameters()}
+    train(pool, 1)
+    assert {name for name, p in pool.model.named_parameters() if not torch.equal(p, before[name])} == wanted
+    pool.freeze()
+    assert trains(pool) == set()
+
+
 # What comes back.
 
 
 @pytest.fixture
 def learnt(pool):
-    """Three tasks, pruned, one without routers, one in some layers only."""
+    """Four tasks, pruned, one without routers, one whose routers gave way, one in some layers only."""
     learn(pool, 0)
     pool.keep(0, {**everywhere("0-1"), PLACES[1]: []})
     learn(pool, 2, 1, routed=False, old=lambda _: False)
+    learn(pool, 3, 1)
+    pool.settle(3, constant_gates(pool, 3))
+    train(pool, 3)
     pool.freeze()
     pool.grow(10, 2, PLACES[1:3])
     train(pool, 10)
@@ -325,7 +371,7 @@ def test_a_saved_pool_comes_back_to_the_last_bit(stock, learnt):
     other.load(state, learnt.structure())
     assert trains(other) == set()
     assert (other.count(), other.structure()) == (learnt.count(), learnt.structure())
-    for tasks in (None, 0, 2, 10, 5, [0, 2, 10, -1, 10, 0]):
+    for tasks in (None, 0, 2, 3, 10, 5, [0, 2, 10, -1, 3, 0]):
         assert torch.equal(outputs(other, tasks), outputs(learnt, tasks))
     assert [name for name, _ in other.model.named_parameters()] == [name for name, _ in learnt.model.named_parameters()]
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())

@@ -64,6 +64,7 @@ LONG = ["train.steps=24", "method.igsp.agreement=1", "train.checkpoint_every=5"]
         ("igsp", 1, []),
         ("igsp", 3, []),
         ("igsp", 9, []),
+        ("igsp", 9, ["method.igsp.routing=task"]),
         ("igsp", 30, LONG),
         ("moe_adapters", 9, []),
         ("replay", 9, []),
@@ -75,7 +76,7 @@ def test_train_equals_train_and_resume(quick, tmp_path, stopped_at, name, step, 
     train.run(config, tmp_path / "whole")
     with stopped_at(Pictures, step):
         train.run(config, tmp_path / "parts")
-    assert any(key.startswith("before:") for key in load_file(checkpoint(tmp_path / "parts"))) == bool(more)
+    assert any(key.startswith("before:") for key in load_file(checkpoint(tmp_path / "parts"))) == (more == LONG)
     train.run(config, tmp_path / "parts", resume=True)
     assert_equal(states(tmp_path / "whole"), states(tmp_path / "parts"))
     whole, parts = (read_json(tmp_path / run / "train" / "stream.json") for run in ("whole", "parts"))
@@ -115,10 +116,11 @@ def test_what_was_learnt_stays_to_the_bit_where_tasks_are_told_apart_rightly(qui
     assert all(torch.equal(first[name], last[name]) for name in own)
 
 
-def test_the_saved_model_is_the_stock_one_and_a_merged_one_knows_its_task(quick, tmp_path):
+@pytest.mark.parametrize("method", [["method.name=lora_per_task"], ["method.igsp.routing=task", "method.igsp.threshold=0"]])
+def test_the_saved_model_is_the_stock_one_and_a_merged_one_knows_its_task(quick, tmp_path, method):
     from transformers import CLIPModel
 
-    config = quick("shapes", "textures", more=["method.name=lora_per_task", "stream.merged=true"])
+    config = quick("shapes", "textures", more=[*method, "stream.merged=true"])
     train.run(config, tmp_path)
     base, saved = CLIPModel.from_pretrained(demo_clip(), dtype=torch.float32), CLIPModel.from_pretrained(tmp_path / "train" / "clip")
     assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in base.state_dict().items())

@@ -144,7 +144,11 @@ class IGSP(Experts):
             kept[name] = [mixture.experts[slot - 1] for slot in kept_slots(mean, self.own.threshold)]
         if self.own.pruning == "random":
             kept = self._at_random(task, kept)
+        told = self._told(task, shares)
         self.pool.keep(task, kept)
+        if self.own.routing == "task":
+            self.pool.settle(task, told)
+            self.identified[task]["shares"] = {name: {one: told[name][one] for one in ("base", *kept[name])} for name in told if kept[name]}
         new = sum(owner(one) == task for names in kept.values() for one in names)
         old = sum(owner(one) != task for names in kept.values() for one in names)
         candidates = self.own.candidates * len(kept)
@@ -165,13 +169,17 @@ class IGSP(Experts):
     # What is told and kept.
 
     def record(self, task: int) -> dict[str, Any]:
-        """Phase 1 of a task, and the mean share of every expert in every layer after its last step."""
-        shares = {}
-        for name, mean in self.shares(task).items():
+        """Phase 1 of a task, and the mean share of every expert in every layer, while there were routers: after its last step."""
+        return {"shares": self._told(task, self.shares(task)), **self.identified[task]}
+
+    def _told(self, task: int, shares: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+        """Mean shares by layer and slot's name."""
+        told = {}
+        for name, mean in shares.items():
             mixture = self.pool.layers[name].mixture(task)
             assert mixture is not None
-            shares[name] = dict(zip(["base", *mixture.experts], mean.tolist(), strict=True))
-        return {**self.identified[task], "shares": shares}
+            told[name] = dict(zip(["base", *mixture.experts], mean.tolist(), strict=True))
+        return told
 
     def state_dict(self) -> dict[str, Tensor]:
         before = {f"before:{number:05d}": slots for number, slots in enumerate(self._before or [])}

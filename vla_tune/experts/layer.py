@@ -1,4 +1,4 @@
-"""A linear layer with low-rank experts beside it: y = W x + s * sum over e of p_e(x) B_e A_e x.
+"""A linear layer with low-rank experts beside it: y = W x + s * sum over e of p_e(x) B_e A_e x; a settled mixture has p_e for p_e(x).
 
 One product with the stacked A and router, a softmax, one product with the stacked B: two matrix products a layer, as plain LoRA.
 peft's layers hold several adapters but no gate between their two factors, so these are our own; names and initial values are LoRA's.
@@ -57,11 +57,12 @@ class Routing:
 
 
 class Mixture(nn.Module):
-    """The experts that one task uses in one layer, and its router over them.
+    """The experts that one task uses in one layer, and how much each of them counts.
 
     experts: their names. like: the layer's weight `[out, d]`, for width and type.
     weight, bias: the router's, `[1 + experts, d]` and `[1 + experts]`, the first row the base's; with `routed=False` there is none, and
         every expert counts in full.
+    factors: in a router's place, once it is `settle`d, what each expert counts for every token, `[experts]`.
     """
 
     def __init__(self, experts: list[str], like: Tensor, *, routed: bool = True) -> None:
@@ -69,6 +70,12 @@ class Mixture(nn.Module):
         self.experts = experts
         self.weight = nn.Parameter(like.new_zeros(1 + len(experts), like.shape[1])) if routed else None
         self.bias = nn.Parameter(like.new_zeros(1 + len(experts))) if routed else None
+        self.factors: nn.Parameter | None = None
+
+    def settle(self, factors: Tensor) -> None:
+        """Give up the router: from here an expert counts the same for every token, `[experts]`, to be trained."""
+        self.weight = self.bias = None
+        self.factors = nn.Parameter(factors)
 
     def keep(self, experts: list[str]) -> None:
         """Forget the other experts; the router's rows go with them."""
@@ -149,6 +156,8 @@ class ExpertLinear(nn.Module):
             return y
         downs = [self.down[name] for name in mixture.experts]
         ups = self.scale * torch.cat([self.up[name] for name in mixture.experts], dim=1)
+        if mixture.factors is not None:
+            ups = ups * mixture.factors.repeat_interleave(self.rank)
         if mixture.weight is None:
             inner = F.linear(x, torch.cat(downs))
         else:
@@ -161,13 +170,14 @@ class ExpertLinear(nn.Module):
         return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), ups.T).view_as(y)
 
     def merged(self, task: int, mean: Tensor | None) -> Tensor:
-        """One weight for a task `[out, d]`, its experts in their mean shares `[experts]` (exact where these are constant)."""
+        """One weight for a task `[out, d]`, routed experts in their `mean` shares `[experts]` (exact where these are constant)."""
         mixture = self.mixture(task)
         weight = self.weight.detach().clone()
         if mixture is not None:
             if mean is None and mixture.weight is not None:
                 raise ValueError("routed experts are merged by their mean shares, and none are given")
-            shares = torch.ones(len(mixture.experts)) if mean is None else mean
+            full = torch.ones(len(mixture.experts)) if mixture.factors is None else mixture.factors
+            shares = full if mean is None else mean
             for name, share in zip(mixture.experts, shares.tolist(), strict=True):
                 weight += self.scale * share * (self.up[name] @ self.down[name]).detach()
         return weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -126,15 +127,30 @@ class ExpertPool:
             if not mixture.experts:
                 del layer.mixtures[str(task)]
 
+    @torch.no_grad()
+    def settle(self, task: int, shares: Mapping[str, Mapping[str, float]]) -> None:
+        """A task's routers give way to a factor an expert: what its `shares` by layer and name say, to be trained.
+
+        The task's own experts take theirs into B and begin at 1, so that they learn at plain LoRA's pace.
+        """
+        for name, layer in self.layers.items():
+            mixture = layer.mixture(task)
+            if mixture is None:
+                continue
+            own = [owner(one) == task for one in mixture.experts]
+            for one in itertools.compress(mixture.experts, own):
+                layer.up[one] *= shares[name][one]
+            factors = [1.0 if new else shares[name][one] for one, new in zip(mixture.experts, own, strict=True)]
+            mixture.settle(layer.weight.new_tensor(factors))
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Every expert and router, by `{layer}:{expert}:{down|up}` and `{layer}:router-{task}:{weight|bias}`."""
+        """Every expert and router, by `{layer}:{expert}:{down|up}` and `{layer}:router-{task}:{weight|bias|factors}`."""
         state: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             for one in layer.down:
                 state |= {f"{name}:{one}:down": layer.down[one].detach(), f"{name}:{one}:up": layer.up[one].detach()}
             for task, mixture in _mixtures(layer):
-                if mixture.weight is not None and mixture.bias is not None:
-                    state |= {f"{name}:router-{task}:weight": mixture.weight.detach(), f"{name}:router-{task}:bias": mixture.bias.detach()}
+                state |= {f"{name}:router-{task}:{part}": parameter.detach() for part, parameter in mixture.named_parameters()}
         return state
 
     def structure(self) -> str:
@@ -161,9 +177,10 @@ class ExpertPool:
                 layer.add_mixture(int(task), experts, routed=bool(routed))
                 mixture = layer.mixture(int(task))
                 assert mixture is not None
-                if mixture.weight is not None and mixture.bias is not None:
-                    _fill(mixture.weight, state[f"{name}:router-{task}:weight"])
-                    _fill(mixture.bias, state[f"{name}:router-{task}:bias"])
+                if (factors := state.get(f"{name}:router-{task}:factors")) is not None:
+                    mixture.settle(layer.weight.new_zeros(len(factors)))
+                for part, parameter in mixture.named_parameters():
+                    _fill(parameter, state[f"{name}:router-{task}:{part}"])
         self.freeze()
 
 
