@@ -72,6 +72,8 @@ def _pretend(strategy: Any, task: int, *, phase_2: bool) -> None:
         if number < task or phase_2:
             first = {name: [one for one in layer.down if one.endswith("-0")] for name, layer in strategy.pool.layers.items()}
             strategy.pool.keep(number, first)
+            if strategy.own.routing == "task":
+                strategy.pool.settle(number, {name: dict.fromkeys(layer.down, 0.5) for name, layer in strategy.pool.layers.items()})
             strategy.identified[number]["ended"] = 0
 
 
