@@ -271,3 +271,12 @@ def test_an_out_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
         Draft(tmp_path / "file" / "anchor", "anchor")
+
+
+def test_a_working_folder_that_is_a_link_is_refused_and_its_target_is_whole(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "train.partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="is a link"):
+        Draft(tmp_path / "train", "train", overwrite=True)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"

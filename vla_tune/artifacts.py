@@ -78,6 +78,8 @@ class Draft:
             raise UserError(f"{target} is not a '{stage}' artifact, so --overwrite does not replace it; give another --out")
         self.target, self.stage, self._keep = target, stage, keep
         self.path = target.with_name(f"{target.name}.partial")
+        if self.path.is_symlink():
+            raise UserError(f"--out: {self.path} is a link, and what it leads to would be emptied; remove it")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _hold(self.path)

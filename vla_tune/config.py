@@ -671,12 +671,23 @@ def differences(base: dict[str, Any], config: dict[str, Any], prefix: str = "") 
     return changed
 
 
+def completed(config: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An earlier version's configuration with the options that it did not know yet, at their defaults."""
+    defaults = Config(name="").to_dict() if defaults is None else defaults
+    nested = {
+        key: completed(value, defaults[key])
+        for key, value in config.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return {**defaults, **config, **nested}
+
+
 def departures(config: Config, earlier: dict[str, Any], sections: tuple[str, ...], free: list[str]) -> str:
     """Where a configuration departs from an earlier run's in these sections; empty where it does not.
 
     The keys that are `free` may differ, and what is of other methods.
     """
-    now = config.to_dict()
+    now, earlier = config.to_dict(), completed(earlier)
     was, is_now = differences(now, earlier), differences(earlier, now)
     own = own_options(now["method"])
     compared = [

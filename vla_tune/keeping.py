@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts import file_digest, files_table, read_artifact, table_digest, write_json
-from vla_tune.config import differences, own_options
+from vla_tune.config import completed, differences, own_options
 from vla_tune.data.manifests import in_folder, manifest_source
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json
@@ -53,7 +53,7 @@ def stale(folder: Path, stage: str, config: dict[str, Any]) -> str | None:
         artifact = read_artifact(folder / stage, stage, "make reproduce")
     except UserError as error:
         return f"made again: {error}"
-    then, now = read_by(stage, artifact.config), read_by(stage, config)
+    then, now = read_by(stage, completed(artifact.config)), read_by(stage, completed(config))
     changed = {**differences(now, then), **differences(then, now)}
     if changed:
         return f"made again: {', '.join(changed)} changed"

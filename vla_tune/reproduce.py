@@ -16,7 +16,7 @@ from typing import Any
 
 from vla_tune.artifacts import Draft, read_artifact, sync_folder, write_json
 from vla_tune.cli import reported
-from vla_tune.config import Config, MethodConfig, own_options, protects
+from vla_tune.config import Config, MethodConfig, completed, own_options, protects
 from vla_tune.console import say, table, warn
 from vla_tune.errors import RunError
 from vla_tune.keeping import read_by, record_sources, stale
@@ -161,7 +161,7 @@ def _can_resume(folder: Path, config: Config) -> bool:
         return False
     anchor = folder / "anchor" / "artifact.json"
     newer = not anchor.exists() or begun.stat().st_mtime >= anchor.stat().st_mtime
-    before, now = read_json(begun), config.to_dict()
+    before, now = completed(read_json(begun)), config.to_dict()
     return newer and read_by("train", before) == read_by("train", now) and before["method"] == now["method"]  # `train` compares all of it
 
 

@@ -143,7 +143,7 @@ class IGSP(Experts):
             assert mixture is not None
             kept[name] = [mixture.experts[slot - 1] for slot in kept_slots(mean, self.own.threshold)]
         if self.own.pruning == "random":
-            kept = self._at_random(task, kept)
+            kept |= self._at_random(task, {name: kept[name] for name in shares})
         told = self._told(task, shares)
         self.pool.keep(task, kept)
         if self.own.routing == "task":

@@ -131,7 +131,7 @@ class ExpertPool:
     def settle(self, task: int, shares: Mapping[str, Mapping[str, float]]) -> None:
         """A task's routers give way to a factor an expert: what its `shares` by layer and name say, to be trained.
 
-        The task's own experts take theirs into B and begin at 1, so that they learn at plain LoRA's pace.
+        The task's own experts take theirs into B and begin at 1: a factor before B would be one on its pace.
         """
         for name, layer in self.layers.items():
             mixture = layer.mixture(task)

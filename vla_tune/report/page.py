@@ -109,7 +109,7 @@ def _stream(run: Run) -> Row:
         ("Score on each task after each task", plots.matrix_map(run)),
         ("Router agreement in phase 1 (a ring: its end)", plots.agreement(run)),
     ]
-    routing = [("Routing after each task: experts by the task that they were made for", plots.router_map(run))]
+    routing = [("Routing of each task: experts by the task that they were made for", plots.router_map(run))]
     return {
         "matrix": tables.matrix_table(run),
         "figures": tables.stream_table(run),

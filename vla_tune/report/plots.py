@@ -268,7 +268,8 @@ def matrix_map(run: Run) -> str | None:
 def router_map(run: Run) -> str | None:
     """How much of each layer's inputs goes to which expert after a task was learnt: a panel a task, a row a layer, a column an expert.
 
-    Experts stand in the order that they were made in, by the task that they were made for; blank is what a task does not use.
+    Experts stand in the order that they were made in, by the task that they were made for; blank is what a task does not use. Where
+    routers gave way (`method.igsp.routing`), it is as phase 1 ended.
     """
     import numpy as np
 
