@@ -170,7 +170,8 @@ class IGSP(Experts):
 
     def record(self, task: int) -> dict[str, Any]:
         """Phase 1 of a task, and the mean share of every expert in every layer, while there were routers: after its last step."""
-        return {"shares": self._told(task, self.shares(task)), **self.identified[task]}
+        found = self.identified[task]
+        return found if "shares" in found else {**found, "shares": self._told(task, self.shares(task))}
 
     def _told(self, task: int, shares: dict[str, Tensor]) -> dict[str, dict[str, float]]:
         """Mean shares by layer and slot's name."""
