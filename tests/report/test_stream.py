@@ -97,6 +97,18 @@ def test_the_headline_has_the_base_ability(robot):
     assert (figures["success"], figures["episodes"], figures["drift"]) == (None, None, None)
 
 
+def test_the_opening_table_has_the_columns_that_its_runs_fill(pictures, tmp_path):
+    stream, plain = read_run(pictures), read_run(running_run(tmp_path / "run", "full"))
+    of_stream, of_others = list(tables.OF_STREAMS), list(tables.OF_OTHERS)
+    common = ["Run", "Steps", "VQA before", "VQA after", "Retention", "Step time"]
+    assert sorted(tables.headline_table([stream]).header) == sorted(common + of_stream)
+    assert sorted(tables.headline_table([plain]).header) == sorted(common + of_others)
+    both = tables.headline_table([stream, plain])
+    assert sorted(both.header) == sorted(common + of_stream + of_others)
+    [shown, without] = [row[both.header.index("Last")].text for row in both.rows]
+    assert (shown, without) == (tables.percent(stream_report()["figures"]["last"]["value"]), tables.NONE)
+
+
 def test_the_matrix_has_dashes_where_nothing_was_measured(pictures, robot):
     table = tables.matrix_table(read_run(pictures))
     assert table.header == ["Score on", *STREAM]

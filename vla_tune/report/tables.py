@@ -14,6 +14,8 @@ FIGURES = ("last", "average", "transfer", "backward_transfer", "forgetting")
 """What is drawn from a stream's matrix."""
 OTHER_WAYS = {"last_by_batch": "One decision a test set", "last_by_given": "Task given"}
 """How else a stream's samples are told apart by task."""
+OF_STREAMS, OF_OTHERS = ("Last", "Backward transfer"), ("Closed-loop success", "Drift", "Energy shed")
+"""Columns of the opening table that only streams fill, and that they leave empty."""
 
 
 @dataclass(frozen=True)
@@ -105,27 +107,30 @@ def layer_summary(run: Run) -> list[Row]:
 
 
 def headline_table(runs: list[Run]) -> Table:
-    """The table that opens the page, a row a run."""
-    header = ["Run", "Steps", "VQA before", "VQA after", "Retention", "Closed-loop success", "Drift", "Energy shed", "Step time"]
+    """The table that opens the page, a row a run; a column that only streams have, or only other runs, is there when one of them is."""
+    of_stream = [run.of_stream for run in runs]
+    left_out = {*(() if any(of_stream) else OF_STREAMS), *(OF_OTHERS if all(of_stream) else ())}
     rows = []
     for run in runs:
         figures = headline(run)
+        of_tasks: Row = figures.get("stream") or {}
         state = "still training" if run.running else ""
         episodes = f"{figures['episodes']} episodes" if figures["episodes"] is not None else ""
-        rows.append(
-            [
-                Cell(run.label, state),
-                Cell(NONE if figures["steps"] is None else f"{figures['steps']:,}"),
-                rate(figures["vqa_before"]),
-                rate(figures["vqa_after"]),
-                rate(figures["retention"]),
-                rate(figures["success"], episodes),
-                Cell(number(figures["drift"])),
-                Cell(percent(figures["energy_shed"], 2)),
-                Cell(NONE if figures["step_s"] is None else f"{figures['step_s']:.3f} s"),
-            ]
-        )
-    return Table(header, rows)
+        cells = {
+            "Run": Cell(run.label, state),
+            "Steps": Cell(NONE if figures["steps"] is None else f"{figures['steps']:,}"),
+            "Last": rate(of_tasks.get("last")),
+            "Backward transfer": rate(of_tasks.get("backward_transfer")),
+            "VQA before": rate(figures["vqa_before"]),
+            "VQA after": rate(figures["vqa_after"]),
+            "Retention": rate(figures["retention"]),
+            "Closed-loop success": rate(figures["success"], episodes),
+            "Drift": Cell(number(figures["drift"])),
+            "Energy shed": Cell(percent(figures["energy_shed"], 2)),
+            "Step time": Cell(NONE if figures["step_s"] is None else f"{figures['step_s']:.3f} s"),
+        }
+        rows.append({name: cell for name, cell in cells.items() if name not in left_out})
+    return Table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def type_table(run: Run) -> Table:
