@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -106,6 +107,15 @@ def test_a_disk_that_safetensors_finds_full(monkeypatch):
     assert ended.exit_code == 1
     assert "the disk is full" in ended.stderr
     assert "vla-tune train demo 'rollout.tasks=[reach-v3, door-open-v3]' --resume" in ended.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch, number):
+    raising(monkeypatch, "train", OSError(number, os.strerror(number), "runs/x/train.partial.new"))
+    ended = call("train", "demo", "--resume")
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("vla-tune: runs/x/train.partial.new: ")
+    assert "another --out" in ended.stderr
 
 
 @pytest.mark.parametrize("number", [2, 15])

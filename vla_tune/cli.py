@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vla_tune.errors import RunError, UserError, is_full_disk
+from vla_tune.errors import RunError, UserError, is_denied, is_full_disk
 
 if TYPE_CHECKING:
     from vla_tune.artifacts import Artifact
@@ -157,6 +157,8 @@ def reported(resume: str = "") -> Iterator[None]:
         if is_full_disk(error):
             place = getattr(error, "filename", None) or "while writing"
             _end(f"the disk is full ({place}); make room and run the same command again" + _hint(resume), 1)
+        if is_denied(error):
+            _end(f"{error.filename}: {error.strerror}; change its permissions, or give another --out", 2)  # type: ignore[attr-defined]
         code = getattr(error, "code", None)  # training.loop.Interrupted; naming it here would import torch
         if type(error).__name__ != "Interrupted" or not isinstance(code, int):
             raise

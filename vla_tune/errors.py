@@ -22,6 +22,11 @@ def is_full_disk(error: BaseException) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or (type(error).__name__ == "SafetensorError" and "os error 28" in str(error))
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether the file system forbids it: permissions, or mounted to be read alone."""
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename is not None
+
+
 def nearest(name: str, known: list[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, else a list of what is known."""
     from difflib import get_close_matches
