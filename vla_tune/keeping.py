@@ -35,7 +35,7 @@ READS = {
 """What each stage reads of the configuration; a change elsewhere does not make it stale, nor one of another method's options."""
 SOURCES = {
     "anchor": ("policy.path", "policy.base_vlm", "data.manifest", "anchor.manifest", "vqa.manifest"),
-    "train": ("policy.path", "policy.base_vlm", "data.manifest"),
+    "train": ("policy.path", "policy.base_vlm", "data.manifest", "vqa.manifest"),
     "eval-vqa": ("policy.base_vlm", "vqa.manifest"),
     "eval-rollout": (),
     "benchmark": ("policy.path", "policy.base_vlm", "data.manifest"),
@@ -71,6 +71,8 @@ def stale(folder: Path, stage: str, config: dict[str, Any]) -> str | None:
 def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that a stage reads, by dotted key."""
     values = {key: _value(config, key) for key in READS[stage]}
+    if values.get("stream"):
+        values["stream"] = {key: value for key, value in values["stream"].items() if key != "folder"}  # what lies in it is digested
     return {key: own_options(value) if key == "method" else value for key, value in values.items()}
 
 

@@ -187,7 +187,8 @@ def stream_run(run: Path, *, robot: bool = False, stages: tuple[str, ...] = ("ev
         reports["eval-rollout"] = {"stream": stream_report(reference=False, start=False)}
     for stage, report in reports.items():
         if stage in stages:
-            publish(run, stage, {"report.json": report, "cells.parquet": cells}, "igsp", 0, [train.as_input()], settings)
+            videos = {"videos/reach-v3-seed10000-success.mp4": MP4} if stage == "eval-rollout" else {}
+            publish(run, stage, {"report.json": report, "cells.parquet": cells, **videos}, "igsp", 0, [train.as_input()], settings)
     return run
 
 

@@ -35,7 +35,7 @@ def test_a_stream_is_read_from_its_evaluations(pictures, robot):
     assert read_run(pictures).stream == stream_report()
     found = read_run(robot)
     assert found.stream == {**stream_report(reference=False, start=False), "reference": stream_report()["reference"]}
-    assert (found.vqa, found.rollout, found.predictions, found.episodes, found.videos) == (None, None, [], [], [])
+    assert (found.vqa, found.rollout, found.predictions, found.episodes) == (None, None, [], [])
     assert found.of_stream
 
 
@@ -60,6 +60,12 @@ def test_the_page_has_a_section_for_streams(pictures, tmp_path):
     assert "Not made yet" not in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_a_robots_stream_shows_its_videos(robot, tmp_path):
+    page, _ = make([robot], tmp_path / "report")
+    assert page.count("data:video/mp4;base64,") == 1
+    assert "Episodes after the last task" in page
 
 
 def test_streams_stand_beside_other_runs(pictures, robot, tmp_path, monkeypatch):
@@ -122,7 +128,7 @@ def test_the_matrix_has_dashes_where_nothing_was_measured(pictures, robot):
 
 def test_figures_have_intervals_and_other_ways_of_telling_tasks(pictures, robot):
     table = tables.stream_table(read_run(pictures))
-    assert table.header == ["Figure", "One decision a sample", "One decision a test set", "Task given"]
+    assert table.header == ["Figure", "One decision a sample", "One decision a batch", "Task given"]
     assert table.rows[0][1] == tables.Cell("87.5 %", "84.5 to 90.5")
     assert texts(table) == [
         ["Last", "87.5 %", "90.0 %", "91.2 %"],

@@ -212,6 +212,19 @@ def test_bad_values_of_a_stream_are_told(quick, more, message):
         quick("shapes", "textures", more=more)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["vqa.manifest=gqa"], "vqa.manifest=gqa is not used: only a robot's stream reads it; set stream.reference"),
+        (["policy.path=mine"], "policy.path=mine is not used: only a robot's stream reads it; set policy.base_vlm"),
+        (["data.repo_id=mine"], "data.repo_id=mine is not used: only a robot's stream reads it"),
+    ],
+)
+def test_what_only_a_robots_stream_reads_is_told(quick, tmp_path, capsys, more, message):
+    train.run(quick("shapes", more=more), tmp_path, plan=True)
+    assert message in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_told_before_an_unfinished_stream_is_touched(quick, tmp_path, stopped_at):
     config = quick("shapes", "textures")
     with stopped_at(Pictures, 9):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from after_tasks import assert_equal, states
@@ -11,13 +15,16 @@ from safetensors.torch import load_file
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE
+from vla_tune.policies.loading import load_vlm, save_vlm
 from vla_tune.report.runs import read_json
+from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
 from vla_tune.streams.answers import pictures_of
 from vla_tune.streams.robot import Robot
 from vla_tune.streams.training import Stream
 from vla_tune.vqa.prompts import prompts_of
 
+DRAWER = "{name: drawer, tasks: [drawer-open-v3], instructions: [Open a drawer]}"
 ROBOT = [
     "data.manifest=null",
     "data.repo_id=local/small",
@@ -36,10 +43,7 @@ ROBOT = [
     "rollout.n_action_steps=2",
     "stream.router_width=32",
     "stream.router_samples=24",
-    (
-        "stream.tasks=[{name: drawer, tasks: [drawer-open-v3], instructions: [Open a drawer]}, "
-        "{name: button, tasks: [button-press-v3], instructions: [Press a button]}]"
-    ),
+    f"stream.tasks=[{DRAWER}, {{name: button, tasks: [button-press-v3], instructions: [Press a button]}}]",
 ]
 
 
@@ -108,6 +112,8 @@ def test_a_robots_train_equals_train_and_resume(robot, tmp_path, stopped_at):
     [
         (["stream.reference=shapes"], "what belongs to no task of a robot is asked by vqa.manifest"),
         (["rollout.n_action_steps=9"], "n_action_steps=9 is more than the policy's chunk_size=4"),
+        (["rollout.first_seed=1000000"], "seeds up to 1000001; those from 1000000 on are demonstrations'"),
+        (["rollout.step_limit=501"], "ends every episode of drawer-open-v3 after 500 steps"),
     ],
 )
 def test_bad_input_of_a_robots_stream_is_told(robot, tmp_path, more, message):
@@ -115,6 +121,24 @@ def test_bad_input_of_a_robots_stream_is_told(robot, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         eval_rollout.run(robot(*more), tmp_path)
     assert {folder.name for folder in tmp_path.iterdir()} == {"train"}
+
+
+def test_a_robots_earlier_tasks_go_by_the_scales_that_they_were_learnt_with(robot, small_dataset, tmp_path):
+    """New demonstrations change a dataset's statistics."""
+    root, grown = tmp_path / "data", {"observation.state": {"mean": 7.0}, "action": {"std": 3.0}}
+    shutil.copytree(small_dataset, root)
+    first = robot(f"data.root={root}", f"stream.tasks=[{DRAWER}]")
+    train.run(first, tmp_path)
+    eval_rollout.run(first, tmp_path)
+    stats = read_json(root / "meta" / "stats.json")
+    for key, values in grown.items():
+        stats[key] |= {name: [value] * 4 for name, value in values.items()}
+    (root / "meta" / "stats.json").write_text(json.dumps(stats))
+    both = robot(f"data.root={root}")
+    began = [file.read_bytes() for file in sorted((tmp_path / "train" / "policy").glob("*processor*.safetensors"))]
+    assert len(began) == 2
+    train.run(both, tmp_path, resume=True)
+    assert [file.read_bytes() for file in sorted((tmp_path / "train" / "policy").glob("*processor*.safetensors"))] == began
 
 
 def test_replayed_frames_are_of_all_of_a_tasks_demonstrations(robot):
@@ -140,6 +164,20 @@ def test_the_saved_policy_is_a_stock_one(robot, tmp_path):
     assert all(torch.equal(state[name], tensor) for name, tensor in fresh.items())
 
 
+@pytest.mark.parametrize("name", ["lora", "shared"])
+def test_what_goes_on_training_is_in_the_saved_model(robot, tmp_path, name):
+    """There is no task to choose, so `train/policy` has it all."""
+    config = robot(f"method.name={name}", "train.lr=0.01")
+    train.run(config, tmp_path)
+    stream = Stream.open(config)
+    stream.restore(tmp_path / "train" / "after", "1")
+    layer, expert = next((name, layer) for name, layer in stream.strategy.pool.layers.items() if name not in stream.strategy.young)
+    saved = load_file(tmp_path / "train" / "policy" / "model.safetensors")[f"{layer}.weight"]
+    assert not torch.equal(saved, expert.weight)
+    with stream.strategy.as_stock():
+        assert torch.equal(saved, stream.learner.model.get_submodule(layer).weight)
+
+
 def test_only_the_first_task_trains_a_new_action_expert(robot, tmp_path):
     train.run(robot(), tmp_path)
     first, last = (load_file(tmp_path / "train" / "after" / f"{task}.safetensors") for task in (0, 1))
@@ -157,12 +195,30 @@ def test_experts_that_protect_do_not_see_the_leading_vqa_inputs(robot, tmp_path)
     train.run(config, tmp_path)
     stream = Stream.open(config, load_anchor(tmp_path / "anchor"))
     stream.restore(tmp_path / "train" / "after", "1")
-    checked = 0
-    for name, guard in stream.strategy.guards.items():
-        for down in stream.strategy.pool.layers[name].down.values():
-            assert torch.allclose(guard(down), down, atol=1e-5)
-            checked += 1
-    assert checked
+    guards, layers = stream.strategy.guards, stream.strategy.pool.layers
+    assert set(guards) == {name for name in layers if name.startswith(stream.learner.vlm_prefix)}  # lerobot's frozen blocks too
+    kept = [(guard, down) for name, guard in guards.items() for down in layers[name].down.values()]
+    assert kept
+    for guard, down in kept:
+        assert torch.allclose(guard(down), down, atol=1e-5)
+    eval_vqa.run(replace(config, anchor=replace(config.anchor, path="nowhere")), tmp_path)  # what is learnt needs no anchor any more
+
+
+def test_an_anchor_that_cannot_protect_is_told(robot, tmp_path):
+    quick = ("anchor.samples=8", "anchor.batch_size=4", "anchor.frames=0", "anchor.gradients=0")
+    anchor.run(robot(*quick, "anchor.energy=0.5"), tmp_path)
+    with pytest.raises(UserError, match=r"holds directions up to an energy of 0\.5"):
+        train.run(robot("method.igsp.protect=0.9"), tmp_path)
+    vlm, processor = load_vlm(str(demo_vlm()))
+    with torch.no_grad():
+        next(vlm.parameters()).mul_(2)
+    save_vlm(vlm, processor, tmp_path / "other")
+    with pytest.raises(UserError, match="was taken from a VLM with other weights"):
+        train.run(robot("method.igsp.protect=0.4", f"policy.base_vlm={tmp_path / 'other'}"), tmp_path)
+    anchor.run(robot(*quick, "policy.settings.num_vlm_layers=4"), tmp_path / "short")
+    with pytest.raises(UserError, match=r"knows nothing of 14 layers that get experts, model\.text_model\.layers\.4"):
+        train.run(robot("method.igsp.protect=0.4"), tmp_path / "short")
+    assert not (tmp_path / "train").exists()
 
 
 def test_a_task_without_demonstrations_is_told(robot, tmp_path):

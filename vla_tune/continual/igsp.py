@@ -21,6 +21,8 @@ from vla_tune.errors import UserError
 from vla_tune.experts.phases import agreement, kept_slots, new_mass, overlap
 from vla_tune.experts.pool import mean_shares, owner, top_slots
 from vla_tune.optim.projections import InputSide
+from vla_tune.optim.protection import check_stored
+from vla_tune.policies.weights import weights_digest
 
 if TYPE_CHECKING:
     from vla_tune.streams.learner import Batch
@@ -63,16 +65,29 @@ class IGSP(Experts):
     # Isolation.
 
     def _guards(self) -> dict[str, InputSide]:
-        """What keeps new experts of a VLM's layer blind to its leading VQA inputs, by layer (docs/subspace.md, `sides=inputs`)."""
-        if not self.own.protect:
+        """What keeps new experts of a VLM's layers blind to its leading VQA inputs, by layer (docs/subspace.md, `sides=inputs`).
+
+        Raises:
+            UserError: the anchor is of another VLM, does not go so far, or lacks a layer that gets experts.
+
+        """
+        if not self.own.protect or self.anchor is None:  # an evaluation trains nothing
             return {}
-        assert self.anchor is not None
         assert self.learner.vlm_prefix is not None
-        known, prefix = self.anchor.subspace.to(next(self.learner.model.parameters()).device), self.learner.vlm_prefix
-        inside = [name for name in self.pool.layers if name.startswith(prefix) and name.removeprefix(prefix) in known.reads]
-        if not inside:
-            raise UserError("method.igsp.protect: the anchor knows none of the layers that get experts; set stream.parts, or take it again")
-        return {name: InputSide.of(known.inputs[known.reads[name.removeprefix(prefix)]], self.own.protect) for name in inside}
+        source, prefix = self.anchor.artifact.path, self.learner.vlm_prefix
+        with self.pool.detached():
+            weights = weights_digest(self.learner.model.get_submodule(prefix.rstrip(".")).state_dict())
+        if weights not in (self.anchor.backbone, self.anchor.artifact.metrics.get("base")):
+            raise UserError(f"the anchor {source} was taken from a VLM with other weights; make one for this stream with `vla-tune anchor`")
+        check_stored(self.anchor, "inputs", self.own.protect)
+        known = self.anchor.subspace.to(next(self.learner.model.parameters()).device)
+        inside = {name: name.removeprefix(prefix) for name in self.pool.layers if name.startswith(prefix)}
+        if missing := [layer for layer in inside.values() if layer not in known.reads]:
+            raise UserError(
+                f"method.igsp.protect: the anchor {source} knows nothing of {len(missing)} layers that get experts, {missing[0]} first; "
+                "make one with this pipeline (policy.settings.num_vlm_layers=0 takes all of a VLM's blocks), or set stream.parts"
+            )
+        return {name: InputSide.of(known.inputs[known.reads[layer]], self.own.protect) for name, layer in inside.items()}
 
     @torch.no_grad()
     def after_update(self, task: int) -> None:

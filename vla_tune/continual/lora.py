@@ -33,6 +33,10 @@ class LoRA(Experts):
     def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
         return self.pool.routed(0)
 
+    def as_stock(self) -> AbstractContextManager[None]:
+        """With all that was learnt in it: there is no task to choose; a router's experts by their mean shares."""
+        return self.pool.merged(0, self.shares(0))
+
     def resume(self, task: int) -> None:
         super().resume(task)
         self.pool.thaw(0)

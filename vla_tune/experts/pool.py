@@ -61,10 +61,6 @@ class ExpertPool:
             for part in (layer.down, layer.up, layer.mixtures):
                 part.requires_grad_(requires_grad=False)
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What trains."""
-        return [p for layer in self.layers.values() for p in layer.parameters() if p.requires_grad]
-
     def count(self) -> dict[str, int]:
         """How many numbers the experts and the routers are made of."""
         experts = sum(p.numel() for layer in self.layers.values() for part in (layer.down, layer.up) for p in part.values())

@@ -45,7 +45,7 @@ class Protection:
     def __init__(self, anchor: Anchor, sides: str, energy: float, vlm: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> None:
         source = anchor.artifact.path
         known = anchor.subspace.to(next(iter(parameters.values())).device)
-        _check_stored(anchor, sides, energy)
+        check_stored(anchor, sides, energy)
         modules = linears(vlm)
         table = vlm.get_input_embeddings().weight
         tied = table is vlm.get_output_embeddings().weight  # then every row is read, as the logit of its token
@@ -117,7 +117,7 @@ class Protection:
             part.project_changes()
 
 
-def _check_stored(anchor: Anchor, sides: str, energy: float) -> None:
+def check_stored(anchor: Anchor, sides: str, energy: float) -> None:
     """Stop with a UserError where the anchor holds too few directions, or only those of the inputs."""
     source, stored = anchor.artifact.path, float(anchor.artifact.config["anchor"]["energy"])
     if sides == "both" and not anchor.subspace.outputs:

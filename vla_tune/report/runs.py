@@ -126,6 +126,7 @@ def read_run(folder: Path) -> Run:
     run.metrics = read_metrics(partial if running else folder / "train" / "metrics.jsonl")
     reports = {stage: read_json(folder / stage / "report.json") for stage in found if stage in EVALUATIONS}
     run.stream = read_stream(reports)
+    run.videos = sorted((folder / "eval-rollout" / "videos").glob("*.mp4")) if "eval-rollout" in found else []
     if run.stream is not None:
         return run
     if "eval-vqa" in found:
@@ -135,7 +136,6 @@ def read_run(folder: Path) -> Run:
         run.rollout = reports["eval-rollout"]
         if run.rollout["success"] is not None:  # else there was no world, and its rows are of demonstrations
             run.episodes = read_table(folder / "eval-rollout" / "episodes.parquet")
-        run.videos = sorted((folder / "eval-rollout" / "videos").glob("*.mp4"))
     return run
 
 

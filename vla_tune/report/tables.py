@@ -12,7 +12,7 @@ NONE = "–"  # noqa: RUF001 - a dash where there is no number
 
 FIGURES = ("last", "average", "transfer", "backward_transfer", "forgetting")
 """What is drawn from a stream's matrix."""
-OTHER_WAYS = {"last_by_batch": "One decision a test set", "last_by_given": "Task given"}
+OTHER_WAYS = {"last_by_batch": "One decision a batch", "last_by_given": "Task given"}
 """How else a stream's samples are told apart by task."""
 OF_STREAMS, OF_OTHERS = ("Last", "Backward transfer"), ("Closed-loop success", "Drift", "Energy shed")
 """Columns of the opening table that only streams fill, and that they leave empty."""

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vla_tune.console import warn
+from vla_tune.errors import UserError
 from vla_tune.policies.loading import renamed
 from vla_tune.rollout.calls import call_noise
 from vla_tune.rollout.worlds import Observation, Simulator
@@ -60,6 +62,31 @@ def trained_size(policy: PreTrainedPolicy, processor: PolicyProcessorPipeline, s
     """The edge of the pictures that the policy was trained on."""
     names, known = renamed(processor), policy.config.image_features
     return next(int(known[names.get(camera, camera)].shape[-1]) for camera in simulator.cameras if names.get(camera, camera) in known)
+
+
+def check_fits(policy: PreTrainedPolicy, processor: PolicyProcessorPipeline, simulator: Simulator, path: str = "") -> None:
+    """Whether a policy reads what a simulator shows, and does what its robot can.
+
+    Raises:
+        UserError: it does not; `path` is where the policy lies, where it lies somewhere.
+
+    """
+    called = f"the policy '{path}'" if path else "the policy"
+    names, known = renamed(processor), policy.config.image_features
+    shown = {names.get(camera, camera) for camera in simulator.cameras} & set(known)
+    if not shown:
+        raise UserError(
+            f"{called} does not read '{simulator.cameras[0]}', the picture that {simulator.title} shows; "
+            f"it reads: {', '.join(known) or 'none'}"
+        )
+    if unseen := set(known) - shown:
+        warn(f"{called} also reads {', '.join(sorted(unseen))}, which {simulator.title} does not show")
+    features = {**policy.config.input_features, **policy.config.output_features}
+    for key, width in (("observation.state", simulator.state), ("action", simulator.action)):
+        own = names.get(key, key)
+        shape = tuple(features[own].shape) if own in features else None
+        if shape != (width,):
+            raise UserError(f"{called} has '{key}' of shape {shape}; {simulator.title}'s has shape ({width},)")
 
 
 def _stacked(observations: list[Observation]) -> Observation:

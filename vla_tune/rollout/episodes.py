@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vla_tune.console import warn
+from vla_tune.errors import UserError
+
+if TYPE_CHECKING:
+    from vla_tune.config import RolloutConfig
+    from vla_tune.rollout.worlds import Simulator
 
 
 @dataclass
@@ -65,3 +72,19 @@ def plan(instructions: dict[str, str], episodes: int, first_seed: int, videos: i
         Episode(tasks[i % len(tasks)], first_seed + i // len(tasks), instructions[tasks[i % len(tasks)]], recorded=i < videos)
         for i in range(episodes)
     ]
+
+
+def check_plan(config: RolloutConfig, simulator: Simulator, tasks: list[str]) -> None:
+    """Whether a simulator allows a plan of these tasks.
+
+    Raises:
+        UserError: it does not: seeds of demonstrations, initial states that there are not, a limit above its own.
+
+    """
+    for task in tasks if config.step_limit else []:
+        most = simulator.step_limit(task)
+        if config.step_limit and config.step_limit > most:
+            raise UserError(f"rollout.step_limit={config.step_limit}: {simulator.title} ends every episode of {task} after {most} steps")
+    simulator.check_seeds(config.first_seed, config.first_seed + -(-config.episodes // len(tasks)) - 1)
+    if config.episodes < len(tasks):
+        warn(f"rollout.episodes={config.episodes}: of the {len(tasks)} tasks those after {tasks[config.episodes - 1]} are left out")

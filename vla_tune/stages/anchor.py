@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from vla_tune.policies.loading import grafted_vlm, load_vlm
 from vla_tune.policies.outputs import OutputGradients
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
+from vla_tune.streams.questions import TEXT, VISION
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.statistics import STOCK, answer_gradients, policy_moments, stock_moments, tensors_of
 
@@ -51,11 +53,12 @@ def _take(config: Config, draft: Draft) -> Artifact:
     policy, base = starting_policy(config)
     adapter = adapt(policy)
     trained = [name for name, module in linears(adapter.vlm).items() if module.weight.requires_grad]
+    looked_at = trained if not config.stream.tasks else _with_blocks(adapter.vlm, trained)
     vlm, processor = grafted_vlm(policy, base)
     moments = policy_moments(adapter, questions, config.anchor.batch_size)
     nn.Module.to(vlm, config.device)
     read = _inputs(config.anchor)
-    with read.watching(vlm, trained):
+    with read.watching(vlm, looked_at):
         stock = stock_moments(vlm, processor, questions, config.anchor.batch_size, "anchor, Hugging Face path", read)
     inputs = _directions(read.moments, config.anchor)
     felt = OutputGradients(config.anchor.exact_width, config.anchor.rank)
@@ -64,7 +67,7 @@ def _take(config: Config, draft: Draft) -> Artifact:
         with felt.watching(vlm, trained):
             answer_gradients(vlm, processor, asked, config.anchor.batch_size, felt)
     outputs = _directions(felt.moments, config.anchor)
-    robot, robot_read = _robot_frames(config, trained)
+    robot, robot_read = _robot_frames(config, looked_at)
     identity = {
         "layers": len(moments),
         "stock_layers": len(stock),
@@ -89,11 +92,17 @@ def _take(config: Config, draft: Draft) -> Artifact:
     return draft.publish(config=config.to_dict(), inputs=[], metrics=metrics, device=config.device)
 
 
+def _with_blocks(vlm: nn.Module, trained: list[str]) -> list[str]:
+    """Also the linear layers of all blocks: a stream's experts go to frozen ones too."""
+    blocks = re.compile(rf"({TEXT}|{VISION})\..+")
+    return [name for name in linears(vlm) if name in trained or blocks.fullmatch(name)]
+
+
 def _inputs(config: AnchorConfig) -> LinearInputs:
     return LinearInputs(config.exact_width, config.rank)
 
 
-def _robot_frames(config: Config, trained: list[str]) -> tuple[list[Moments], LinearInputs]:
+def _robot_frames(config: Config, layers: list[str]) -> tuple[list[Moments], LinearInputs]:
     """The same statistics over `anchor.frames` frames of the demonstrations; nothing where there are none."""
     from vla_tune.policies.frames import frame_moments
     from vla_tune.training.loop import as_floats
@@ -110,7 +119,7 @@ def _robot_frames(config: Config, trained: list[str]) -> tuple[list[Moments], Li
     counts = [min(size, frames - begun) for begun in range(0, frames, size)]
     loaded = zip(make_loader(config, start.dataset, 0), counts, strict=False)
     batches = (start.processors[0](as_floats({key: part[:count] for key, part in batch.items()})) for batch, count in loaded)
-    with read.watching(adapter.vlm, trained):
+    with read.watching(adapter.vlm, layers):
         return frame_moments(adapter, batches, len(counts), read), read
 
 

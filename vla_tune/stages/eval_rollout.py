@@ -192,22 +192,17 @@ def rate(episodes: list[Episode]) -> dict[str, Any]:
 
 def check_rollout(config: RolloutConfig) -> tuple[Simulator, list[str]]:
     """The simulator and the tasks that are asked for; tells what is wrong with the plan before a policy is loaded."""
+    from vla_tune.rollout.episodes import check_plan
     from vla_tune.rollout.probe import swap
     from vla_tune.rollout.worlds import simulator_of, tasks_of
 
     simulator = simulator_of(config.tasks)
     tasks = tasks_of(simulator, config.tasks)
-    for task in tasks if config.step_limit else []:
-        most = simulator.step_limit(task)
-        if config.step_limit and config.step_limit > most:
-            raise UserError(f"rollout.step_limit={config.step_limit}: {simulator.title} ends every episode of {task} after {most} steps")
     if config.probe > config.episodes:
         raise UserError(f"rollout.probe={config.probe}: there are only rollout.episodes={config.episodes} to run again")
     for task in tasks if config.probe else []:
         swap(task, 0, tasks, simulator)
-    simulator.check_seeds(config.first_seed, config.first_seed + -(-config.episodes // len(tasks)) - 1)
-    if config.episodes < len(tasks):
-        warn(f"rollout.episodes={config.episodes}: of the {len(tasks)} tasks those after {tasks[config.episodes - 1]} are left out")
+    check_plan(config, simulator, tasks)
     if config.compat:
         _check_compat(config, tasks)
     told: dict[str, str] = {}
@@ -243,25 +238,12 @@ def open_policy(
     config: Config, path: str, simulator: Simulator
 ) -> tuple[PreTrainedPolicy, tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]]:
     """The policy and its processors, by lerobot's loaders, once it is sure that it reads what the world shows."""
-    from vla_tune.policies.loading import load_policy, load_processors, renamed
+    from vla_tune.policies.loading import load_policy, load_processors
+    from vla_tune.rollout.actor import check_fits
 
     policy = load_policy(path, n_action_steps=config.rollout.n_action_steps, device=config.device)
     processors = load_processors(policy, path)
-    names, known = renamed(processors[0]), policy.config.image_features
-    shown = {names.get(camera, camera) for camera in simulator.cameras} & set(known)
-    if not shown:
-        raise UserError(
-            f"the policy '{path}' does not read '{simulator.cameras[0]}', the picture that {simulator.title} shows; "
-            f"it reads: {', '.join(known) or 'none'}"
-        )
-    if unseen := set(known) - shown:
-        warn(f"the policy '{path}' also reads {', '.join(sorted(unseen))}, which {simulator.title} does not show")
-    features = {**policy.config.input_features, **policy.config.output_features}
-    for key, width in (("observation.state", simulator.state), ("action", simulator.action)):
-        own = names.get(key, key)
-        shape = tuple(features[own].shape) if own in features else None
-        if shape != (width,):
-            raise UserError(f"the policy '{path}' has '{key}' of shape {shape}; {simulator.title}'s has shape ({width},)")
+    check_fits(policy, processors[0], simulator, path)
     return policy.eval(), processors
 
 

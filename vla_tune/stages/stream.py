@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from vla_tune.streams.evaluation import Cell
     from vla_tune.streams.training import Stream
 
-FREE = ("train.log_every", "train.checkpoint_every", "train.path", "data.cache_mb", "stream.folder")
+FREE = ("train.log_every", "train.checkpoint_every", "train.path", "data.cache_mb", "stream.folder", "stream.merged")
 """Keys that may change between a run and its resumption; tasks may be added at the end of the stream."""
 LEFT_OUT = {
     "train": ("method.full.vlm_lr", "data.heldout_frames"),
@@ -28,6 +29,8 @@ LEFT_OUT = {
     "eval-rollout": ("rollout.tasks", "rollout.probe", "rollout.compat"),
 }
 """What a stage does without in a stream."""
+A_ROBOTS = ("policy.path", "policy.type", "policy.settings", "data.manifest", "data.repo_id", "vqa.manifest")
+"""What only a robot's stream reads, and an anchor."""
 
 
 def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: bool) -> Artifact | None:
@@ -65,14 +68,20 @@ def _warn_of_left_out(config: Config, stage: str) -> None:
     for key in LEFT_OUT[stage]:
         if value_of(config, key) != value_of(plain, key):
             warn(f"{key}={value_of(config, key)} is not used: a stream's {stage} does without it")
+    for key in A_ROBOTS if not is_robots(config) and not protects(config) else ():
+        if value_of(config, key) != value_of(plain, key):
+            instead = {"policy.path": "; set policy.base_vlm", "vqa.manifest": "; set stream.reference"}.get(key, "")
+            warn(f"{key}={value_of(config, key)} is not used: only a robot's stream reads it{instead}")
     if stage != "train":
         return
     if config.method.name in ("full", "replay") and (config.stream.parts or config.stream.linears):
         warn(f"stream.parts and stream.linears are not used: {config.method.name} trains all weights")
     elif config.method.name == "moe_adapters" and config.stream.linears:
         warn(f"stream.linears={config.stream.linears} is not used: moe_adapters' go to whole blocks")
-    if config.policy.path and not is_robots(config):
-        warn(f"policy.path={config.policy.path} is not used: a stream of pictures or questions starts from policy.base_vlm")
+    elif config.method.name not in ("full", "replay"):
+        for key in ("train_expert_only", "freeze_vision_encoder"):
+            if config.policy.settings.get(key):
+                warn(f"policy.settings.{key} does not keep experts out of the VLM; stream.parts says which parts get them")
 
 
 def _anchor(config: Config, run: Path) -> Anchor | None:
@@ -205,7 +214,8 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     source = Path(config.train.path) if config.train.path else run / "train"
     artifact = read_artifact(source, "train", f"vla-tune train {config.name} --out {run}")
     names = check_stream(config, artifact)
-    stream = Stream.open(config, _anchor(config, run))
+    steps = artifact.config["train"]["steps"]  # a strategy's own checks are of the training that there was
+    stream = Stream.open(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps)))
     tasks = worlds or not is_robots(config)
     read = config.to_dict()
     basis = {
@@ -292,7 +302,7 @@ def show(report: dict[str, Any]) -> None:
     for name, figure in report.get("figures", {}).items():
         if figure["value"] is not None:
             say(f"{name.replace('_', ' ')}: {100 * figure['value']:.1f} % [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]")
-    for how, words in (("batch", "one decision for a whole test set"), ("given", "the task given")):
+    for how, words in (("batch", "one decision for all samples seen together"), ("given", "the task given")):
         if found := report.get(f"last_by_{how}"):
             say(f"last, {words}: {100 * found['mean']:.1f} %")
 

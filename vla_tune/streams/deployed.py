@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Deployed:
     """A strategy and its router of tasks as they stand.
 
-    how: `sample` decides for every sample alone; `batch` once for all samples of a test set, as published selectors do; `given`
-        takes the number `task`, the upper bound that an oracle would reach.
+    how: `sample` decides for every sample alone; `batch` once for all that are seen together, as published selectors do (of pictures
+        a whole test set, of questions `vqa.batch_size`, of a robot the calls of `rollout.parallel` worlds); `given` takes the number
+        `task`, the upper bound that an oracle would reach.
     """
 
     strategy: Strategy

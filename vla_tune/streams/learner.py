@@ -129,6 +129,13 @@ class Learner(ABC):
     def remembered(self, task: int, samples: int, count: int, number: int) -> Batch:
         """`count` of the first `samples` training samples of a task; draw `number` is the same whenever it is made."""
 
+    def scales(self) -> Any:
+        """What of the training data every later use of the model needs, as JSON: what its inputs and outputs are scaled by."""
+        return None
+
+    def rescale(self, scales: Any) -> None:  # noqa: B027
+        """Use `scales` of an earlier time, whatever the data are now."""
+
     # Telling tasks apart.
 
     @abstractmethod

@@ -42,14 +42,14 @@ class Questions(Learner):
         self._manifests = [in_folder(config.stream.folder, task.manifest) for task in config.stream.tasks if task.manifest]
         self._reference = in_folder(config.stream.folder, config.stream.reference) if config.stream.reference else None
         for task, _ in enumerate(self.tasks):
-            self._questions(task, "anchor")  # so that what is wrong with one is told before the first is learnt
+            self._questions(task)  # so that what is wrong with one is told before the first is learnt
         self._settings = {"batch_size": config.vqa.batch_size, "max_new_tokens": config.vqa.max_new_tokens}
 
     def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
         return {"text": part_blocks(self.model, TEXT), "vision": part_blocks(self.model, VISION)}
 
     def batches(self, task: int, step: int) -> Iterator[dict[str, Tensor]]:
-        known = self._questions(task, "anchor")
+        known = self._questions(task)
         for rows in draws(len(known), self.config.train.batch_size, self.config.seed, task, step):
             yield answered_inputs(self.processor, known, rows.tolist())
 
@@ -57,16 +57,16 @@ class Questions(Learner):
         return answer_loss(self.model, batch)  # type: ignore[arg-type]
 
     def probe(self, task: int) -> dict[str, Tensor]:
-        known = self._questions(task, "anchor")
+        known = self._questions(task)
         return answered_inputs(self.processor, known, list(range(min(PROBE, len(known)))))
 
     def remembered(self, task: int, samples: int, count: int, number: int) -> dict[str, Tensor]:
-        known = self._questions(task, "anchor")
+        known = self._questions(task)
         rows = redraws(min(samples, len(known)), count, self.config.seed, number)
         return answered_inputs(self.processor, known, rows.tolist())
 
     def task_features(self, task: int) -> Tensor:
-        return self._features(self._questions(task, "anchor"))
+        return self._features(self._questions(task))
 
     def reference_features(self) -> Tensor | None:
         return self._features(vqa_questions(self._reference, "anchor")) if self._reference else None
@@ -87,8 +87,8 @@ class Questions(Learner):
         return marks, tasks
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
-    def _questions(self, task: int, split: str) -> Dataset:
-        return vqa_questions(self._manifests[task], split)
+    def _questions(self, task: int) -> Dataset:
+        return vqa_questions(self._manifests[task], "anchor")
 
     def save(self, folder: Path, final: Path) -> None:
         save_vlm(self.model, self.processor, folder / "vlm")  # type: ignore[arg-type]

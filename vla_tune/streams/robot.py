@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm, set_action_steps, whole_vlm
-from vla_tune.rollout.actor import Actor, trained_size
-from vla_tune.rollout.episodes import Episode, plan
+from vla_tune.rollout.actor import Actor, check_fits, trained_size
+from vla_tune.rollout.episodes import Episode, check_plan, plan
 from vla_tune.rollout.players import player_maker
 from vla_tune.rollout.runner import Runner
 from vla_tune.rollout.videos import write_video
@@ -24,7 +25,16 @@ from vla_tune.streams.answers import pooled, question_features, score_questions
 from vla_tune.streams.learner import Learner, part_blocks, redraws
 from vla_tune.streams.questions import TEXT, VISION
 from vla_tune.training.loop import as_floats
-from vla_tune.training.setup import episode_frames, frames_loader, heldout_episodes, in_memory, loader_of, make_start, preset_optimizer
+from vla_tune.training.setup import (
+    episode_frames,
+    frames_loader,
+    heldout_episodes,
+    in_memory,
+    loader_of,
+    make_processors,
+    make_start,
+    preset_optimizer,
+)
 from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ class Robot(Learner):
     """A policy; a batch is what its `forward` takes. What belongs to no task: the questions of `vqa.manifest`, the base ability.
 
     Raises:
-        UserError: a task has no demonstrations, or no world of the simulator.
+        UserError: a task has no demonstrations, or no world of the simulator, or cannot be scored as `rollout` says.
 
     """
 
@@ -44,6 +54,7 @@ class Robot(Learner):
 
     def __init__(self, config: Config) -> None:
         self.start = make_start(config)
+        self._stats = self.start.dataset.meta.stats
         super().__init__(config, self.start.base_vlm)
         self.model = self.start.policy.eval()
         self.adapter = adapt(self.start.policy)
@@ -51,6 +62,9 @@ class Robot(Learner):
         self.vlm_prefix = self.adapter.vlm_prefix
         self.simulator = simulator_of([name for task in config.stream.tasks for name in task.tasks])
         self.worlds = [tasks_of(self.simulator, task.tasks) for task in config.stream.tasks]
+        check_fits(self.start.policy, self.start.processors[0], self.simulator)
+        for own in self.worlds:
+            check_plan(config.rollout, self.simulator, own)
         self._episodes = [self._demonstrations(number) for number in range(len(self.tasks))]
 
     def _demonstrations(self, task: int) -> list[int]:
@@ -126,6 +140,20 @@ class Robot(Learner):
         processed: dict[str, Any] = self.start.processors[0](as_floats(batch))
         return processed
 
+    def scales(self) -> dict[str, Any]:
+        """The dataset's statistics; with new demonstrations in it they are others, and earlier tasks go by the old ones."""
+        from lerobot.datasets.utils import serialize_dict
+
+        scales: dict[str, Any] = serialize_dict(self._stats)
+        return scales
+
+    def rescale(self, scales: Any) -> None:
+        from lerobot.datasets.io_utils import cast_stats_to_numpy
+
+        if scales != self.scales():
+            self._stats = cast_stats_to_numpy(scales)
+            self.start.processors = make_processors(self.config, self.start.policy, self._stats)
+
     # Telling tasks apart.
 
     def task_features(self, task: int) -> Tensor:
@@ -172,6 +200,7 @@ class Robot(Learner):
     def film(self, deployed: Deployed, folder: Path) -> None:
         """The first of each task's episodes once more, as `rollout.videos` videos in all."""
         videos = self.config.rollout.videos
+        shutil.rmtree(folder, ignore_errors=True)  # an evaluation that was interrupted here may have been of another training
         for task, name in enumerate(self.tasks[:videos]):
             folder.mkdir(exist_ok=True)
             for episode in self.run_episodes(task, deployed, len(range(task, videos, len(self.tasks))), filmed=True)[0]:

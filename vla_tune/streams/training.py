@@ -159,7 +159,7 @@ class Stream:
 
         state = {**self.strategy.state_dict(), **{f"tasks:{key}": value for key, value in self.router.state_dict().items()}}
         save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, folder / f"{name}.safetensors")
-        (folder / f"{name}.json").write_text(json.dumps(note))
+        (folder / f"{name}.json").write_text(json.dumps({**note, "scales": self.learner.scales()}))
 
     def restore(self, folder: Path, name: str) -> dict[str, Any]:
         """Go back to what `_write` wrote; its note."""
@@ -171,6 +171,8 @@ class Stream:
             note: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
             self.router.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("tasks:")})
             self.strategy.load_state_dict({key: value for key, value in state.items() if not key.startswith("tasks:")}, note["note"])
+            if note.get("scales"):  # states of before that time have none
+                self.learner.rescale(note["scales"])
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{folder / name}: cannot be loaded ({' '.join(str(error).split())[:200]}); give --overwrite to train again"

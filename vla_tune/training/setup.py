@@ -70,11 +70,16 @@ def make_start(config: Config) -> Start:
         outputs = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
         inputs = {key: feature for key, feature in features.items() if key not in outputs}
         policy = new_policy(adapter_class(config.policy.type), base, {**config.policy.settings, "device": config.device}, (inputs, outputs))
-    rename = config.data.rename if config.policy.path else {}
-    check_dataset(meta, policy.config, rename)
+    check_dataset(meta, policy.config, config.data.rename if config.policy.path else {})
     dataset = open_dataset(meta, policy.config)
-    processors = load_processors(policy, config.policy.path, stats=meta.stats, rename=rename)
-    return Start(policy.to(config.device), processors, dataset, base)
+    return Start(policy.to(config.device), make_processors(config, policy, meta.stats), dataset, base)
+
+
+def make_processors(
+    config: Config, policy: PreTrainedPolicy, stats: dict[str, dict[str, Any]]
+) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+    """lerobot's processors of a policy that starts here, scaling by these statistics."""
+    return load_processors(policy, config.policy.path, stats=stats, rename=config.data.rename if config.policy.path else {})
 
 
 def make_loader(config: Config, dataset: LeRobotDataset, step: int) -> DataLoader[dict[str, Any]]:
