@@ -10,7 +10,7 @@ import pytest
 from runs import publish, stream_config
 
 from vla_tune.errors import UserError
-from vla_tune.report.streams import write_comparison
+from vla_tune.report.streams import main, write_comparison
 
 TASKS = ["red", "blue"]
 GROWN = {"mean_trainable": 100.0, "final_added": 400, "task_router": 9}
@@ -56,6 +56,11 @@ def test_seeds_and_tasks_weigh_the_same_and_pairs_are_of_the_same_samples(tmp_pa
     assert json.loads((tmp_path / "streams.json").read_text()) == [first, second]
     assert "| b | 1 | 75.0 % [37.5, 91.7] | -12.5 % [-50.0, 45.8] |" in (tmp_path / "streams.md").read_text()
     assert all(f">{name}<" in (tmp_path / "streams.svg").read_text() for name in "ab")
+    main([str(tmp_path), "b"])  # the others follow by name, compared with it
+    assert [(row["label"], "difference" in row) for row in json.loads((tmp_path / "streams.json").read_text())] == [
+        ("b", False),
+        ("a", True),
+    ]
 
 
 def test_a_robots_tasks_and_its_base_ability_come_from_two_evaluations(tmp_path):

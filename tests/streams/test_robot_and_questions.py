@@ -20,6 +20,7 @@ from vla_tune.report.runs import read_json
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
 from vla_tune.streams.answers import pictures_of
+from vla_tune.streams.deployed import Deployed
 from vla_tune.streams.robot import Robot
 from vla_tune.streams.training import Stream
 from vla_tune.vqa.prompts import prompts_of
@@ -176,6 +177,22 @@ def test_what_goes_on_training_is_in_the_saved_model(robot, tmp_path, name):
     assert not torch.equal(saved, expert.weight)
     with stream.strategy.as_stock():
         assert torch.equal(saved, stream.learner.model.get_submodule(layer).weight)
+
+
+def test_a_policy_acts_in_ones_own_program_as_the_documents_have_it(robot, tmp_path):
+    config = robot()
+    train.run(config, tmp_path)
+    stream = Stream.open(config)
+    stream.restore(tmp_path / "train" / "after", "1")
+    learner, deployed, taken = stream.learner, Deployed(stream.strategy, stream.router), []
+    before, after = learner.start.processors
+    frame = learner.start.dataset[0]
+    seen = {key: frame[key][None] for key in ("observation.image", "observation.state")}
+    batch = before({**seen, "task": [frame["task"]]})
+    with torch.no_grad(), deployed.around(learner.batch_features, taken)(batch):
+        actions = after(learner.start.policy.predict_action_chunk(batch))
+    assert actions.shape == (1, 4, 4)
+    assert taken[0].tolist() == [0]
 
 
 def test_only_the_first_task_trains_a_new_action_expert(robot, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_tune.artifacts import write_json
+from vla_tune.cli import reported
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
 from vla_tune.report import plots
@@ -141,3 +143,18 @@ def _cells(row: Row) -> list[str]:
 
     rates = [rate(row.get(name)) for name in ("last", "difference", "transfer", "backward_transfer", "first_task", "reference")]
     return [row["label"], str(row["seeds"]), *rates, *(f"{round(row[name]):,}" for name in ("mean_trainable", "final_added"))]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line of `python -m vla_tune.report.streams`."""
+    parser = argparse.ArgumentParser(prog="python -m vla_tune.report.streams", description="A study of a stream, as far as it has got.")
+    parser.add_argument("out", type=Path, help="the study's folder, such as runs/stream-images")
+    parser.add_argument("labels", nargs="*", help="variants in the order of their rows, the one that others are compared with first")
+    given = parser.parse_args(arguments)
+    with reported("the same command again"):
+        others = sorted({run.parent.name for run in given.out.glob("*/seed-*")} - {*given.labels})
+        write_comparison(given.out, [*given.labels, *others])
+
+
+if __name__ == "__main__":
+    main()
