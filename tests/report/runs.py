@@ -140,7 +140,7 @@ def task_record(task: int) -> dict[str, Any]:
     layers = [f"model.vlm.vision_model.encoder.layers.{n}.{kind}" for n in range(2) for kind in ("mlp.fc1", "self_attn.q_proj")]
     experts = ["base", *(f"{own}-0" for own in range(task + 1))]
     shares = {layer: dict.fromkeys(experts, 1 / len(experts)) for layer in [*layers[task > 0 :], "model.state_proj"]}
-    trained = {"first": 2000, "last": 1000, "most": 2000, "mean": 1234.5}
+    trained = {"first": 2000, "last": 1000, "mean": 1234.5}
     found = {"agreement": [[20, 0.7], [30, 0.95]] if task else [], "ended": 30, "new": 5 - (task > 0), "old": 4 * task, "candidates": 10}
     added = {"experts": 900 * (task + 1), "routers": 100 * (task + 1)}
     return {"name": STREAM[task], "trainable": trained, "added": added, "router": 64, "fresh": 0, **found, "shares": shares}

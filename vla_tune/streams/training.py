@@ -196,12 +196,11 @@ class _Sizes:
         self.steps[-1][1] += steps
 
     def summary(self) -> dict[str, float]:
-        """At the first step, at the last, the most, and the mean over steps."""
+        """At the first step, at the last, and the mean over steps."""
         total = sum(steps for _, steps in self.steps)
         return {
             "first": self.steps[0][0],
             "last": self.steps[-1][0],
-            "most": max(count for count, _ in self.steps),
             "mean": sum(count * steps for count, steps in self.steps) / total,
         }
 
