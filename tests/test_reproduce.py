@@ -148,6 +148,15 @@ def test_a_second_time_keeps_everything_and_says_so(go, capsys):
     assert "minutes in all" in out
 
 
+def test_what_an_earlier_version_recorded_less_of_is_kept(go):
+    out = go().out
+    file = out / "full" / "seed-0" / "sources.json"
+    recorded = json.loads(file.read_text())
+    del recorded["train"]["vqa.manifest"]
+    write_json(file, recorded)
+    assert go().made == ["report of 2"]
+
+
 @pytest.mark.parametrize(
     ("override", "remade"),
     [

@@ -53,11 +53,12 @@ def stale(folder: Path, stage: str, config: dict[str, Any]) -> str | None:
         artifact = read_artifact(folder / stage, stage, "make reproduce")
     except UserError as error:
         return f"made again: {error}"
-    then, now = read_by(stage, completed(artifact.config)), read_by(stage, completed(config))
-    changed = {**differences(now, then), **differences(then, now)}
+    then, asked = read_by(stage, completed(artifact.config)), read_by(stage, completed(config))
+    changed = {**differences(asked, then), **differences(then, asked)}
     if changed:
         return f"made again: {', '.join(changed)} changed"
-    moved = differences(_recorded(folder).get(stage, {}), sources(stage, config))
+    known, now = _recorded(folder).get(stage, {}), sources(stage, config)
+    moved = differences(known, {key: now[key] for key in now if key in known or not known})  # earlier versions recorded less
     if moved:
         return f"made again: the files that {', '.join(moved)} names changed"
     for made_from in artifact.manifest["inputs"]:

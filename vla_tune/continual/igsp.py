@@ -77,7 +77,10 @@ class IGSP(Experts):
         source, prefix = self.anchor.artifact.path, self.learner.vlm_prefix
         with self.pool.detached():
             weights = weights_digest(self.learner.model.get_submodule(prefix.rstrip(".")).state_dict())
-        if weights not in (self.anchor.backbone, self.anchor.artifact.metrics.get("base")):
+        of = {self.anchor.backbone}
+        if not self.anchor.artifact.config["policy"]["path"]:  # of a new policy, whose VLM is the base's or its lower part
+            of.add(self.anchor.artifact.metrics["base"])
+        if weights not in of:
             raise UserError(f"the anchor {source} was taken from a VLM with other weights; make one for this stream with `vla-tune anchor`")
         check_stored(self.anchor, "inputs", self.own.protect)
         known = self.anchor.subspace.to(next(self.learner.model.parameters()).device)

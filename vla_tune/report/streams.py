@@ -13,7 +13,7 @@ import numpy.typing as npt
 from vla_tune.artifacts import write_json
 from vla_tune.cli import reported
 from vla_tune.console import say, table
-from vla_tune.errors import UserError
+from vla_tune.errors import UserError, nearest
 from vla_tune.report import plots
 from vla_tune.report.runs import EVALUATIONS, Row, read_json, read_run, read_stream, read_table
 from vla_tune.report.tables import FIGURES
@@ -152,8 +152,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("labels", nargs="*", help="variants in the order of their rows, the one that others are compared with first")
     given = parser.parse_args(arguments)
     with reported("the same command again"):
-        others = sorted({run.parent.name for run in given.out.glob("*/seed-*")} - {*given.labels})
-        write_comparison(given.out, [*given.labels, *others])
+        known = sorted({run.parent.name for run in given.out.glob("*/seed-*")})
+        for label in given.labels:
+            if label not in known:
+                raise UserError(f"{given.out}: there is no variant '{label}'; {nearest(label, known)}")
+        write_comparison(given.out, [*given.labels, *(label for label in known if label not in given.labels)])
 
 
 if __name__ == "__main__":

@@ -68,8 +68,9 @@ def _warn_of_left_out(config: Config, stage: str) -> None:
     for key in LEFT_OUT[stage]:
         if value_of(config, key) != value_of(plain, key):
             warn(f"{key}={value_of(config, key)} is not used: a stream's {stage} does without it")
-    for key in A_ROBOTS if not is_robots(config) and not protects(config) else ():
-        if value_of(config, key) != value_of(plain, key):
+    for key in A_ROBOTS if not is_robots(config) else ():
+        of_anchor = protects(config) and key != "policy.path"
+        if value_of(config, key) != value_of(plain, key) and not of_anchor:
             instead = {"policy.path": "; set policy.base_vlm", "vqa.manifest": "; set stream.reference"}.get(key, "")
             warn(f"{key}={value_of(config, key)} is not used: only a robot's stream reads it{instead}")
     if stage != "train":
