@@ -124,6 +124,14 @@ def test_bad_input_of_a_robots_stream_is_told(robot, tmp_path, more, message):
     assert {folder.name for folder in tmp_path.iterdir()} == {"train"}
 
 
+def test_lerobots_switches_that_do_not_hold_in_a_stream_are_told(robot, tmp_path, capsys):
+    frozen = "policy.settings.train_expert_only=true"
+    train.run(robot(frozen), tmp_path, plan=True)
+    assert "policy.settings.train_expert_only does not keep igsp out of the VLM; stream.parts says" in capsys.readouterr().err
+    train.run(robot(frozen, "method.name=full"), tmp_path, plan=True)
+    assert "train_expert_only" not in capsys.readouterr().err
+
+
 def test_a_robots_earlier_tasks_go_by_the_scales_that_they_were_learnt_with(robot, small_dataset, tmp_path):
     """New demonstrations change a dataset's statistics."""
     root, grown = tmp_path / "data", {"observation.state": {"mean": 7.0}, "action": {"std": 3.0}}

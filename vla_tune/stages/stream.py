@@ -73,16 +73,20 @@ def _warn_of_left_out(config: Config, stage: str) -> None:
         if value_of(config, key) != value_of(plain, key) and not of_anchor:
             instead = {"policy.path": "; set policy.base_vlm", "vqa.manifest": "; set stream.reference"}.get(key, "")
             warn(f"{key}={value_of(config, key)} is not used: only a robot's stream reads it{instead}")
-    if stage != "train":
-        return
-    if config.method.name in ("full", "replay") and (config.stream.parts or config.stream.linears):
-        warn(f"stream.parts and stream.linears are not used: {config.method.name} trains all weights")
-    elif config.method.name == "moe_adapters" and config.stream.linears:
+    if stage == "train":
+        _warn_of_places(config)
+
+
+def _warn_of_places(config: Config) -> None:
+    """Settings of where in a model training goes, where the strategy goes by others."""
+    name, whole = config.method.name, config.method.name in ("full", "replay")
+    if whole and (config.stream.parts or config.stream.linears):
+        warn(f"stream.parts and stream.linears are not used: {name} trains all weights")
+    if name == "moe_adapters" and config.stream.linears:
         warn(f"stream.linears={config.stream.linears} is not used: moe_adapters' go to whole blocks")
-    elif config.method.name not in ("full", "replay"):
-        for key in ("train_expert_only", "freeze_vision_encoder"):
-            if config.policy.settings.get(key):
-                warn(f"policy.settings.{key} does not keep experts out of the VLM; stream.parts says which parts get them")
+    for key in ("train_expert_only", "freeze_vision_encoder") if is_robots(config) and not whole else ():
+        if config.policy.settings.get(key):
+            warn(f"policy.settings.{key} does not keep {name} out of the VLM; stream.parts says which parts it goes to")
 
 
 def _anchor(config: Config, run: Path) -> Anchor | None:
