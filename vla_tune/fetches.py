@@ -60,15 +60,16 @@ class Fetch:
 
 def fetches(config: Config) -> list[Fetch]:
     """Everything on the Hub that the four stages read."""
-    wanted = [("policy", config.policy.path), ("VLM", config.policy.base_vlm)]
-    found = [Fetch(what, name, "model", _cached(name, "model")) for what, name in wanted if name and _on_hub(what, name)]
-    if tokenizer := adapter_class(config.policy.type).tokenizer:
-        found.append(Fetch("tokenizer", tokenizer, "model", _cached(tokenizer, "model"), TOKENIZER_MB))
-    if config.data.repo_id and not config.data.root:
-        found.append(Fetch("demonstrations", config.data.repo_id, "dataset", _recorded(config.data.repo_id)))
     named = [*(task.manifest for task in config.stream.tasks), config.stream.reference]
     streamed = [in_folder(config.stream.folder, name) for name in named if name]
-    asked = [] if streamed else [config.vqa.manifest, config.anchor.manifest or config.vqa.manifest]
+    robots = not streamed  # a stream of pictures or questions has neither a policy nor demonstrations
+    wanted = [("policy", config.policy.path if robots else None), ("VLM", config.policy.base_vlm)]
+    found = [Fetch(what, name, "model", _cached(name, "model")) for what, name in wanted if name and _on_hub(what, name)]
+    if robots and (tokenizer := adapter_class(config.policy.type).tokenizer):
+        found.append(Fetch("tokenizer", tokenizer, "model", _cached(tokenizer, "model"), TOKENIZER_MB))
+    if robots and config.data.repo_id and not config.data.root:
+        found.append(Fetch("demonstrations", config.data.repo_id, "dataset", _recorded(config.data.repo_id)))
+    asked = [config.vqa.manifest, config.anchor.manifest or config.vqa.manifest] if robots else []
     for name in dict.fromkeys([*asked, *streamed]):
         manifest = load_manifest(name)
         if (
