@@ -53,7 +53,7 @@ def stale(folder: Path, stage: str, config: dict[str, Any]) -> str | None:
         artifact = read_artifact(folder / stage, stage, "make reproduce")
     except UserError as error:
         return f"made again: {error}"
-    then, asked = read_by(stage, completed(artifact.config)), read_by(stage, completed(config))
+    then, asked = read_by(stage, completed(artifact.config)), read_by(stage, config)
     changed = {**differences(asked, then), **differences(then, asked)}
     if changed:
         return f"made again: {', '.join(changed)} changed"

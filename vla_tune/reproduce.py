@@ -162,9 +162,8 @@ def _can_resume(folder: Path, config: Config) -> bool:
     anchor = folder / "anchor" / "artifact.json"
     newer = not anchor.exists() or begun.stat().st_mtime >= anchor.stat().st_mtime
     before, now = completed(read_json(begun)), config.to_dict()
-    if before["stream"]["folder"] != now["stream"]["folder"]:  # what lies there is digested only when the training is finished
-        return False
-    return newer and read_by("train", before) == read_by("train", now) and before["method"] == now["method"]  # `train` compares all of it
+    whole = all(before[section] == now[section] for section in ("method", "stream"))  # of these `read_by` takes a part
+    return newer and whole and read_by("train", before) == read_by("train", now)
 
 
 def _anchor_elsewhere(plan: Plan, config: Config) -> Path | None:

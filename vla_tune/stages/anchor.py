@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from vla_tune.policies.loading import grafted_vlm, load_vlm
 from vla_tune.policies.outputs import OutputGradients
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
+from vla_tune.streams.learner import part_blocks
 from vla_tune.streams.questions import TEXT, VISION
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.statistics import STOCK, answer_gradients, policy_moments, stock_moments, tensors_of
@@ -94,8 +94,8 @@ def _take(config: Config, draft: Draft) -> Artifact:
 
 def _with_blocks(vlm: nn.Module, trained: list[str]) -> list[str]:
     """Also the linear layers of all blocks: a stream's experts go to frozen ones too."""
-    blocks = re.compile(rf"({TEXT}|{VISION})\..+")
-    return [name for name in linears(vlm) if name in trained or blocks.fullmatch(name)]
+    inside = {name for name, _ in part_blocks(vlm, rf"({TEXT}|{VISION})\..+")}
+    return [name for name in linears(vlm) if name in trained or name in inside]
 
 
 def _inputs(config: AnchorConfig) -> LinearInputs:
