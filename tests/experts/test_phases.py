@@ -11,41 +11,36 @@ from hypothesis import strategies as st
 from vla_tune.experts.phases import agreement, kept_slots, new_mass, overlap
 
 seeds = st.integers(0, 2**31)
-layer_sizes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=4)
+layer_sizes = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3)), min_size=1, max_size=4)
 
 
-def routers(seed, sizes):
-    """Probabilities `[batch, tokens, 1 + experts]`, and which slots are new, of layers of any sizes."""
+def routers(seed, sizes, new):
+    """Probabilities `[tokens, 1 + new + old]` of layers of any sizes."""
     rng = np.random.default_rng(seed)
-    probabilities = [torch.from_numpy(rng.dirichlet(np.ones(1 + experts), size=(batch, tokens))) for batch, tokens, experts in sizes]
-    fresh = [torch.from_numpy(np.concatenate([[False], rng.random(experts) < 0.5])) for _, _, experts in sizes]
-    return probabilities, fresh
+    return [torch.from_numpy(rng.dirichlet(np.ones(1 + new + old), size=tokens)) for tokens, old in sizes]
 
 
-@given(seeds, layer_sizes)
-def test_the_mass_of_new_experts_is_a_mean_over_layers_of_means_over_tokens(seed, sizes):
-    probabilities, fresh = routers(seed, sizes)
-    layers = []
-    for layer, new in zip(probabilities, fresh, strict=True):
-        tokens = [sum(p for p, one in zip(row, new.tolist(), strict=True) if one) for sample in layer.tolist() for row in sample]
-        layers.append(sum(tokens) / len(tokens))
-    assert new_mass(probabilities, fresh).item() == pytest.approx(sum(layers) / len(layers))
+@given(seeds, layer_sizes, st.integers(1, 3))
+def test_the_mass_of_new_experts_is_a_mean_over_layers_of_means_over_tokens(seed, sizes, new):
+    probabilities = routers(seed, sizes, new)
+    layers = [sum(sum(row[1 : 1 + new]) for row in layer.tolist()) / len(layer) for layer in probabilities]
+    assert new_mass(probabilities, new).item() == pytest.approx(sum(layers) / len(layers))
 
 
-@given(seeds, layer_sizes)
-def test_new_old_and_unchanged_share_all_mass(seed, sizes):
-    probabilities, fresh = routers(seed, sizes)
-    old = [~new & (torch.arange(len(new)) > 0) for new in fresh]
-    base = [torch.arange(len(new)) == 0 for new in fresh]
-    assert sum(new_mass(probabilities, part).item() for part in (fresh, old, base)) == pytest.approx(1)
-    assert new_mass(probabilities, [torch.zeros_like(new) for new in fresh]).item() == 0
+@given(seeds, layer_sizes, st.integers(1, 3))
+def test_the_more_experts_are_new_the_more_mass_they_have_and_never_all_of_it(seed, sizes, new):
+    probabilities = routers(seed, sizes, new)
+    masses = [new_mass(probabilities, count).item() for count in range(new + 1)]
+    assert masses == sorted(masses)
+    assert masses[0] == 0
+    assert masses[-1] < 1
 
 
 @given(seeds, st.integers(1, 4), st.integers(1, 4))
 def test_pressing_on_the_mass_moves_probability_from_new_experts_to_the_rest(seed, old, new):
-    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 1 + old + new))).requires_grad_()
-    fresh = torch.arange(1 + old + new) > old
-    new_mass([logits.softmax(-1)], [fresh]).backward()
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 1 + new + old))).requires_grad_()
+    new_mass([logits.softmax(-1)], new).backward()
+    fresh = (torch.arange(1 + new + old) > 0) & (torch.arange(1 + new + old) <= new)
     assert (logits.grad[:, fresh] > 0).all()
     assert (logits.grad[:, ~fresh] < 0).all()
 

@@ -66,7 +66,7 @@ class Experts(Freezing):
 
     @torch.no_grad()
     def probed(self, task: int) -> dict[str, list[Tensor]]:
-        """The routing probabilities `[..., 1 + experts]` of every layer that routes, call by call, on the task's probe."""
+        """The routing probabilities `[tokens, 1 + experts]` of every layer that routes, call by call, on the task's probe."""
         with self.pool.watched() as seen, self.routed(task):
             self.learner.probe_loss(task)
         return {name: calls for name, calls in seen.items() if calls}

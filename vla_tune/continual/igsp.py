@@ -112,17 +112,9 @@ class IGSP(Experts):
             return super().loss(task, batch) + self._overlap(task)
         with self.pool.watched() as seen:
             loss = super().loss(task, batch)
-        used = {name: calls for name, calls in seen.items() if calls}
-        probabilities = [call for calls in used.values() for call in calls]
-        fresh = [self._fresh(task, name) for name, calls in used.items() for _ in calls]
-        mass = new_mass(probabilities, fresh)
+        mass = new_mass([call for calls in seen.values() for call in calls], self.own.candidates)
         self.diagnostics = {"new_mass": mass.item()}
         return loss + self.own.price * mass + self._overlap(task)
-
-    def _fresh(self, task: int, layer: str) -> Tensor:
-        mixture = self.pool.layers[layer].mixture(task)
-        assert mixture is not None
-        return torch.tensor([False, *(owner(one) == task for one in mixture.experts)])
 
     def _overlap(self, task: int) -> Tensor | float:
         """The explicit term; without it new experts are held apart from old ones by the structure alone."""

@@ -23,7 +23,7 @@ class Routing:
 
     tasks: one task for all samples, a number a sample `[batch]` (negative: none), or None: no expert takes part.
     pictures: how many rows of its own each sample has where pictures are rows `[batch]`; None: all as many.
-    watch: called by every layer with itself and its probabilities `[..., 1 + experts]`.
+    watch: called by every layer with itself and its probabilities `[tokens, 1 + experts]`.
     """
 
     def __init__(self) -> None:
@@ -158,16 +158,17 @@ class ExpertLinear(nn.Module):
         ups = self.scale * torch.cat([self.up[name] for name in mixture.experts], dim=1)
         if mixture.factors is not None:
             ups = ups * mixture.factors.repeat_interleave(self.rank)
-        if mixture.weight is None:
-            inner = F.linear(x, torch.cat(downs))
-        else:
-            both = F.linear(x, torch.cat([*downs, mixture.weight]))
-            each, logits = both.split([len(downs) * self.rank, 1 + len(downs)], dim=-1)
-            probabilities = gates(logits + mixture.bias, self.top_k)
+        tokens = x.flatten(0, -2)
+        if mixture.weight is None or mixture.bias is None:
+            inner = F.linear(tokens, torch.cat(downs))
+        else:  # [slots, tokens]: there are few slots, and a softmax and products along many tokens are faster
+            both = torch.cat([*downs, mixture.weight]) @ tokens.T
+            each, logits = both.split([len(downs) * self.rank, 1 + len(downs)])
+            probabilities = gates(logits + mixture.bias[:, None], self.top_k)
             if self.routing.watch is not None:
-                self.routing.watch(self, probabilities)
-            inner = (each.unflatten(-1, (len(downs), self.rank)) * probabilities[..., 1:, None]).flatten(-2)
-        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), ups.T).view_as(y)
+                self.routing.watch(self, probabilities.T)
+            inner = (each.unflatten(0, (len(downs), self.rank)) * probabilities[1:, None]).flatten(0, 1).T
+        return torch.addmm(y.flatten(0, -2), inner, ups.T).view_as(y)
 
     def merged(self, task: int, mean: Tensor | None) -> Tensor:
         """One weight for a task `[out, d]`, routed experts in their `mean` shares `[experts]` (exact where these are constant)."""
@@ -184,8 +185,8 @@ class ExpertLinear(nn.Module):
 
 
 def gates(logits: Tensor, top_k: int) -> Tensor:
-    """Routing probabilities `[..., slots]`: the softmax, over the `top_k` largest logits alone where that is not 0."""
-    if not 0 < top_k < logits.shape[-1]:
-        return logits.softmax(dim=-1)
-    values, slots = logits.sort(dim=-1, descending=True, stable=True)  # of equal ones the first: a new router's are all equal
-    return torch.zeros_like(logits).scatter(-1, slots[..., :top_k], values[..., :top_k].softmax(-1))
+    """Routing probabilities `[slots, tokens]`: the softmax, over a token's `top_k` largest logits alone where that is not 0."""
+    if not 0 < top_k < len(logits):
+        return logits.softmax(dim=0)
+    values, slots = logits.sort(dim=0, descending=True, stable=True)  # of equal ones the first: a new router's are all equal
+    return torch.zeros_like(logits).scatter(0, slots[:top_k], values[:top_k].softmax(dim=0))

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 
-def new_mass(probabilities: list[Tensor], fresh: list[Tensor]) -> Tensor:
+def new_mass(probabilities: list[Tensor], new: int) -> Tensor:
     """The mean over layers and tokens of the probability that goes to new experts: what the regulariser is a multiple of.
 
     Args:
-        probabilities: a layer's, `[..., slots]` each, the first slot the unchanged layer.
-        fresh: which slots are new experts, bool `[slots]` each.
+        probabilities: a layer's, `[tokens, slots]` each: the unchanged layer, new experts, old ones.
+        new: how many of the slots are new experts.
 
     """
-    means = [layer.flatten(0, -2).mean(0) for layer in probabilities]
-    return torch.stack([mean[new].sum() for mean, new in zip(means, fresh, strict=True)]).mean()
+    means = torch.cat([layer.mean(0)[1 : 1 + new] for layer in probabilities])
+    return means.sum() / len(probabilities)
 
 
 def agreement(before: list[Tensor], now: list[Tensor]) -> float:

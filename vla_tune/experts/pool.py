@@ -36,7 +36,7 @@ class ExpertPool:
     def grow(
         self, task: int, candidates: int, places: Iterable[str], *, routed: bool = True, old: Callable[[str], bool] = lambda _: True
     ) -> None:
-        """New experts for a task in these layers, and its mixture over them and those of the earlier experts that `old` lets it use."""
+        """New experts for a task in these layers, and its mixture: over them first, then the earlier experts that `old` lets it use."""
         for name in places:
             layer = self.layers[name]
             known = [one for one in layer.down if old(one)]
@@ -73,7 +73,7 @@ class ExpertPool:
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, list[Tensor]]]:
-        """Collect the probabilities `[..., 1 + experts]` of every layer's calls in here."""
+        """Collect the probabilities `[tokens, 1 + experts]` of every layer's calls in here."""
         names = {id(layer): name for name, layer in self.layers.items()}
         seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
 
@@ -187,13 +187,13 @@ def owner(expert: str) -> int:
 
 def mean_shares(seen: list[Tensor]) -> Tensor:
     """The mean probability of each slot `[1 + experts]` over all tokens of some calls."""
-    flat = torch.cat([one.detach().flatten(0, -2) for one in seen])
+    flat = torch.cat([one.detach() for one in seen])
     return flat.double().mean(0)
 
 
 def top_slots(seen: list[Tensor]) -> Tensor:
     """The slot that each token uses most, `[tokens]`, on the CPU, where checkpoints come back to."""
-    return torch.cat([one.detach().flatten(0, -2).argmax(-1) for one in seen]).cpu()
+    return torch.cat([one.detach().argmax(-1) for one in seen]).cpu()
 
 
 def _mixtures(layer: ExpertLinear) -> list[tuple[int, Mixture]]:
