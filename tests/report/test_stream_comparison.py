@@ -16,14 +16,14 @@ TASKS = ["red", "blue"]
 GROWN = {"mean_trainable": 100.0, "final_added": 400, "task_router": 9}
 
 
-def make_run(folder, scores, *, worlds=None):
+def make_run(folder, scores, *, worlds=None, tasks=TASKS):
     """scores: `(after, task) -> test samples' scores`; worlds: those of the other evaluation, which has the figures then."""
     train = publish(folder, "train", {"metrics.jsonl": []}, "igsp", 0, settings=stream_config())
     evaluations = {"eval-vqa": scores, **({"eval-rollout": worlds} if worlds else {})}
     for stage, own in evaluations.items():
-        report = {"tasks": TASKS, "parameters": GROWN}
-        if ("blue", "blue") in own:
-            last = float(np.mean([np.mean(own["blue", task]) for task in TASKS]))
+        report = {"tasks": tasks, "parameters": GROWN}
+        if (tasks[-1], tasks[-1]) in own:
+            last = float(np.mean([np.mean(own[tasks[-1], task]) for task in tasks]))
             others = {key: {"value": None} for key in ("transfer", "average", "backward_transfer", "forgetting")}
             report["matrix"] = []
             report["figures"] = {"last": {"value": last}, **others}
@@ -81,6 +81,17 @@ def test_an_interval_of_many_samples_is_the_bootstraps(tmp_path):
     found = row["first_task"]
     assert found["value"] == pytest.approx(changes.mean())
     assert (found["low"], found["high"]) == pytest.approx((changes.mean() - half, changes.mean() + half), abs=0.002)
+
+
+@pytest.mark.parametrize("success", [0, 1])
+def test_an_interval_has_what_was_observed_in_it(tmp_path, monkeypatch, success):
+    """Many tasks of which nothing, or everything, is left: the made-up samples of each draw the same way."""
+    tasks = ["red", "green", "yellow", "pink", "blue"]
+    found = {("red", "red"): [success] * 20, **{("blue", task): [success] * 20 for task in tasks}}
+    make_run(tmp_path / "a" / "seed-0", found, tasks=tasks)
+    [row] = write_comparison(tmp_path, ["a"])
+    assert row["last"]["low"] <= row["last"]["value"] == success <= row["last"]["high"]
+    assert row["last"]["low"] < row["last"]["high"]
 
 
 def test_a_run_that_has_not_come_so_far_is_left_out(tmp_path):

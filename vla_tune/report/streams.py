@@ -123,7 +123,7 @@ def _interval(runs: list[Scores], ends: tuple[float, float]) -> dict[str, float]
     """The 95 % interval of the mean over tasks and runs, a task's samples drawn again, the same for every run.
 
     To a task's samples come two made-up ones, at the `ends` of what is possible (as Agresti and Min 2005 add to counts of pairs), so
-    that the interval does not close where all samples agree.
+    that the interval does not close where all samples agree. They draw it towards the middle: it is widened to reach what was observed.
     """
     rng = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
@@ -131,7 +131,8 @@ def _interval(runs: list[Scores], ends: tuple[float, float]) -> dict[str, float]
         scores = np.append(np.mean([run[task] for run in runs], axis=0), ends)
         total += rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=RESAMPLES) @ scores / len(scores)
     low, high = np.quantile(total / len(runs[0]), [0.025, 0.975])
-    return {"low": float(low), "high": float(high)}
+    observed = _mean(runs)
+    return {"low": float(min(low, observed)), "high": float(max(high, observed))}
 
 
 def _cells(row: Row) -> list[str]:
