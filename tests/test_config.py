@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_tune.config import (
@@ -198,6 +198,7 @@ def test_an_option_of_another_method_is_warned_of(pipeline, capsys):
 names = st.text("abcdefgh-", min_size=1, max_size=8)
 
 
+@settings(max_examples=30)  # a parse takes a tenth of a second
 @given(
     seed=st.integers(0, 2**62),
     lr=st.floats(1e-9, 1e3),

@@ -82,6 +82,7 @@ def test_a_vlm_that_knows_nothing_of_them_is_refused(folder, policy_folder, tmp_
         eval_vqa.run(config(folder, f"train.path={policy_folder}", "vqa.questions=24", "vqa.bootstrap=100"), tmp_path / "run")
 
 
+@pytest.mark.parametrize("folder", ["vqa_rad"], indirect=True, scope="module")
 def test_a_vlm_that_knows_them_goes_through_all_stages(folder, small_dataset, tmp_path):
     """Of the test questions those that are answered by yes or no: so small a VLM learns sixteen of them by heart."""
     vlm, closed = tmp_path / "vlm", tmp_path / "closed"
