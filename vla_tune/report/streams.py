@@ -97,13 +97,13 @@ def _row(label: str, runs: dict[int, dict[str, Any]], reference: dict[int, dict[
         values = [run["report"]["figures"][name]["value"] for run in runs.values()]
         known = [value for value in values if value is not None]
         row[name] = {"value": float(np.mean(known)), "by_seed": values} if known else None
-    row["last"] |= _interval([run["last"] for run in runs.values()], RATES)
+    row["last"] = _estimate([run["last"] for run in runs.values()], RATES) | row["last"]
     for name in ("first_task", "reference"):
         changes = [run[name] for run in runs.values() if name in run]
-        row[name] = {"value": _mean(changes), **_interval(changes, CHANGES)} if changes else None
+        row[name] = _estimate(changes, CHANGES) if changes else None
     pairs = [_minus(runs[seed]["last"], reference[seed]["last"]) for seed in sorted(set(runs) & set(reference))]
     if runs is not reference and pairs:
-        row["difference"] = {"value": _mean(pairs), **_interval(pairs, CHANGES)}
+        row["difference"] = _estimate(pairs, CHANGES)
     parameters = [run["report"]["parameters"] for run in runs.values()]
     for name in ("mean_trainable", "final_added", "task_router"):
         row[name] = float(np.mean([one[name] for one in parameters]))
@@ -114,13 +114,8 @@ def _minus(one: Scores, other: Scores) -> Scores:
     return {task: scores - other[task] for task, scores in one.items()}
 
 
-def _mean(runs: list[Scores]) -> float:
-    """The mean over tasks and runs."""
-    return float(np.mean([[scores.mean() for scores in run.values()] for run in runs]))
-
-
-def _interval(runs: list[Scores], ends: tuple[float, float]) -> dict[str, float]:
-    """The 95 % interval of the mean over tasks and runs, a task's samples drawn again, the same for every run.
+def _estimate(runs: list[Scores], ends: tuple[float, float]) -> dict[str, float]:
+    """The mean over tasks and runs, and its 95 % interval: a task's samples drawn again, the same for every run.
 
     To a task's samples come two made-up ones, at the `ends` of what is possible (as Agresti and Min 2005 add to counts of pairs), so
     that the interval does not close where all samples agree. They draw it towards the middle: it is widened to reach what was observed.
@@ -131,8 +126,8 @@ def _interval(runs: list[Scores], ends: tuple[float, float]) -> dict[str, float]
         scores = np.append(np.mean([run[task] for run in runs], axis=0), ends)
         total += rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=RESAMPLES) @ scores / len(scores)
     low, high = np.quantile(total / len(runs[0]), [0.025, 0.975])
-    observed = _mean(runs)
-    return {"low": float(min(low, observed)), "high": float(max(high, observed))}
+    value = float(np.mean([[scores.mean() for scores in run.values()] for run in runs]))
+    return {"value": value, "low": float(min(low, value)), "high": float(max(high, value))}
 
 
 def _cells(row: Row) -> list[str]:
