@@ -600,14 +600,14 @@ def structured[T](schema: type[T], values: dict[str, Any], overrides: list[str],
     merged = OmegaConf.structured(schema)
     where, key = source, ""
     try:
-        merged = OmegaConf.merge(merged, OmegaConf.create(values))
+        merged.merge_with(OmegaConf.create(values))
         where = "command line"
         for override in overrides:
             key, equals, _ = override.partition("=")
             if not equals or not key:
                 raise UserError(f"'{override}': an override is written KEY=VALUE, for example train.steps=500")
             _check_known(schema, key, where)
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            merged.merge_with(OmegaConf.from_dotlist([override]))
         where, key = source, ""
         return typing.cast(T, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from vla_tune.config import METHODS, Config, find_file, load_config, read_yaml, structured
@@ -102,21 +103,26 @@ def make_plan(study: Study, out: Path, overrides: list[str] | None = None) -> Pl
     if not study.variants or study.seeds < 1:
         raise UserError(f"study {study.name}: at least one variant and one seed are needed")
     common = [*study.overrides, *(overrides or [])]
-    first = load_config(study.pipeline, common)
+
+    @cache  # seeds differ in what they read only where a variant names another's run
+    def read(*own: str) -> Config:
+        return load_config(study.pipeline, [*common, *own])
+
+    first = read()
     needs = {label: _needs(label, study) for label in study.variants}
     order = in_order(needs)
 
     def config(label: str, seed: int) -> Config:
         own = [_resolved(override, lambda other: run_folder(out, other, seed)) for override in study.variants[label]]
-        read = load_config(study.pipeline, [*common, *own])
+        asked = read(*own)
         for key, value, expected in (
-            ("seed", read.seed, first.seed),
-            ("anchor.path", read.anchor.path, None),
-            ("train.path", read.train.path, None),
+            ("seed", asked.seed, first.seed),
+            ("anchor.path", asked.anchor.path, None),
+            ("train.path", asked.train.path, None),
         ):
             if value != expected:
                 raise UserError(f"study {study.name}, {label}: {key}={value}: every run has its own; leave it out")
-        return replace(read, seed=seed)
+        return replace(asked, seed=seed)
 
     configs = {(label, seed): config(label, seed) for seed in range(first.seed, first.seed + study.seeds) for label in order}
     default = next((label for label in study.variants if configs[label, first.seed] == first), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,11 +79,10 @@ def _activation_bytes(config: Config, start: Start, method: Method) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    config.train.batch_size, wanted = 2, config.train.batch_size
-    loader = make_loader(config, start.dataset, step=0)
-    config.train.batch_size = wanted
+    small = replace(config, train=replace(config.train, batch_size=2))
+    loader = make_loader(small, start.dataset, step=0)
     batch = start.processors[0](as_floats(next(iter(loader))))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         kept = method.losses(batch)  # the graph must live until its storages are counted, or addresses are used again
     del kept
-    return sum(seen.values()) * wanted // 2
+    return sum(seen.values()) * config.train.batch_size // 2
