@@ -437,6 +437,11 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
 
+    @property
+    def pipeline(self) -> str:
+        """How a command line names it: a shipped one by its name, one's own by its file."""
+        return self.name if self.name in available("pipelines") else f"{self.name}.yaml"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, as it is written into an artifact."""
         return dataclasses.asdict(self)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -122,8 +123,10 @@ def test_a_base_at_chance_is_refused(folders, tmp_path):
 
 
 def test_nothing_trained_yet(tmp_path):
-    with pytest.raises(UserError, match=r"train artifact .*train is missing.*vla-tune train demo"):
+    with pytest.raises(UserError, match=r"train artifact .*train is missing.*vla-tune train demo --out"):
         eval_vqa.run(config(), tmp_path)
+    with pytest.raises(UserError, match=r"vla-tune train mine\.yaml --out"):
+        eval_vqa.run(replace(config(), name="mine"), tmp_path)
 
 
 def test_a_damaged_train_artifact_names_the_file(train_run, tmp_path):

@@ -33,11 +33,9 @@ def provenance(run: Run) -> Row:
 def command(stage: str, config: Row, run: Run) -> str:
     """The command line of one stage: its pipeline, and the keys that differ from it."""
     name = str(config["name"])
-    shipped = name in available("pipelines")
-    base = load_config(name) if shipped else Config(name=name)
+    base = load_config(name) if name in available("pipelines") else Config(name=name)
     changed = differences(base.to_dict(), config)
-    pipeline = name if shipped else f"{name}.yaml"
-    words = ["vla-tune", stage, pipeline, *(f"{key}={_written(value)}" for key, value in changed.items()), "--out", str(run.path)]
+    words = ["vla-tune", stage, base.pipeline, *(f"{key}={_written(value)}" for key, value in changed.items()), "--out", str(run.path)]
     return " ".join(shlex.quote(word) for word in words)
 
 

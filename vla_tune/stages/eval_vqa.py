@@ -105,7 +105,7 @@ def _evaluate(config: Config, run: Path, draft: Draft) -> Artifact:
     if anchor is not None and anchor.artifact.metrics.get("base") != pair.base_digest:
         raise UserError(
             f"the anchor {anchor.artifact.path} was taken from another VLM than the base '{pair.base}'; "
-            f"make one with `vla-tune anchor {config.name}`, or give another anchor.path"
+            f"make one with `vla-tune anchor {config.pipeline}`, or give another anchor.path"
         )
     _show_weights(pair)
     questions = vqa_questions(config.vqa.manifest, "test", config.vqa.questions)

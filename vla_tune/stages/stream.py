@@ -217,7 +217,7 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     from vla_tune.streams.training import Stream
 
     source = Path(config.train.path) if config.train.path else run / "train"
-    artifact = read_artifact(source, "train", f"vla-tune train {config.name} --out {run}")
+    artifact = read_artifact(source, "train", f"vla-tune train {config.pipeline} --out {run}")
     names = check_stream(config, artifact)
     steps = artifact.config["train"]["steps"]  # a strategy's own checks are of the training that there was
     stream = Stream.open(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps)))

@@ -25,5 +25,5 @@ def subject(config: Config, run: Path) -> tuple[str, Artifact | None]:
     ours = config.train.path is None or (folder / "artifact.json").is_file() or (folder / "policy").is_dir()
     if not ours:
         return str(config.train.path), None
-    artifact = read_artifact(folder, "train", f"vla-tune train {config.name} --out {folder.parent}")
+    artifact = read_artifact(folder, "train", f"vla-tune train {config.pipeline} --out {folder.parent}")
     return str(folder / "policy"), artifact
