@@ -14,8 +14,8 @@ help:
 setup:
 	@bash scripts/setup.sh
 
-test: setup
-	.venv/bin/python -m pytest
+test: setup # two at a time, each file with its fixtures in one of them
+	.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile
 
 reproduce: setup
 	.venv/bin/python -m vla_tune.reproduce $(if $(METHODS),--methods $(METHODS)) --seeds $(SEEDS)

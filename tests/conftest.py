@@ -18,6 +18,8 @@ from hypothesis import settings
 from vla_tune.config import load_config
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: workers that share cores would wait for each other
 os.environ["HF_HOME"] = tempfile.mkdtemp()  # read when huggingface_hub is imported
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("MUJOCO_GL", "egl")

@@ -16,9 +16,11 @@ TASKS = ["red", "blue"]
 GROWN = {"mean_trainable": 100.0, "final_added": 400, "task_router": 9}
 
 
-def make_run(folder, scores, *, worlds=None, tasks=TASKS):
+def make_run(folder, scores, *, worlds=None, tasks=TASKS, questions=1000, images=None):
     """scores: `(after, task) -> test samples' scores`; worlds: those of the other evaluation, which has the figures then."""
-    train = publish(folder, "train", {"metrics.jsonl": []}, "igsp", 0, settings=stream_config())
+    settings = stream_config()
+    settings["vqa"]["questions"] = questions
+    train = publish(folder, "train", {"metrics.jsonl": []}, "igsp", 0, settings=settings)
     evaluations = {"eval-vqa": scores, **({"eval-rollout": worlds} if worlds else {})}
     for stage, own in evaluations.items():
         report = {"tasks": tasks, "parameters": GROWN}
@@ -28,12 +30,18 @@ def make_run(folder, scores, *, worlds=None, tasks=TASKS):
             report["matrix"] = []
             report["figures"] = {"last": {"value": last}, **others}
         rows = [
-            {"after": after, "task": task, "sample": number, "score": float(value)}
+            {
+                "after": after,
+                "task": task,
+                "sample": number,
+                "image": str(number if images is None else images[number]),
+                "score": float(value),
+            }
             for (after, task), values in own.items()
             for number, value in enumerate(values)
         ]
         files = {"report.json": {"stream": report}, "cells.parquet": rows}
-        publish(folder, stage, files, "igsp", 0, [train.as_input()], stream_config())
+        publish(folder, stage, files, "igsp", 0, [train.as_input()], settings)
 
 
 def scores(red_first, red_last, blue):
@@ -114,3 +122,22 @@ def test_what_does_not_count(tmp_path):
     assert row["label"] == "a"
     with pytest.raises(UserError, match="no run has been scored on its tasks"):
         write_comparison(tmp_path, ["a", "b"], without=[tmp_path / "a" / "seed-0"])
+
+
+def test_what_was_scored_on_other_samples_is_left_out(tmp_path, capsys):
+    make_run(tmp_path / "a" / "seed-0", scores([1], [1], [1]))
+    make_run(tmp_path / "a" / "seed-1", scores([1, 0], [1, 0], [1]), questions=1001)
+    make_run(tmp_path / "b" / "seed-0", scores([0, 0], [0, 0], [0]), questions=1001)
+    [row] = write_comparison(tmp_path, ["a", "b"])
+    assert (row["label"], row["seeds"]) == ("a", 1)
+    assert "b, seed 0: vqa.questions=1001, where 1000 stands elsewhere; it is left out" in capsys.readouterr().err
+
+
+def test_samples_of_one_picture_are_drawn_together(tmp_path):
+    """Each picture's questions are answered alike: there are as many independent samples as pictures."""
+    marks = np.random.default_rng(0).integers(0, 2, 60).astype(float)
+    for label, each in (("a", 1), ("b", 3)):
+        make_run(tmp_path / label / "seed-0", scores([1], np.repeat(marks, each), [1]), images=np.repeat(np.arange(60), each))
+    once, thrice = (row["last"] for row in write_comparison(tmp_path, ["a"]) + write_comparison(tmp_path, ["b"]))
+    assert thrice["value"] == once["value"]
+    assert thrice["high"] - thrice["low"] == pytest.approx(once["high"] - once["low"], rel=0.1)

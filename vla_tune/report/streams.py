@@ -12,18 +12,27 @@ import numpy.typing as npt
 
 from vla_tune.artifacts import write_json
 from vla_tune.cli import reported
-from vla_tune.console import say, table
+from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError, nearest
 from vla_tune.report import plots
 from vla_tune.report.runs import EVALUATIONS, Row, read_json, read_run, read_stream, read_table
 from vla_tune.report.tables import FIGURES
+from vla_tune.vqa.scoring import resampled
 
 RESAMPLES = 2000
 RATES, CHANGES = (0.0, 1.0), (-1.0, 1.0)
 """What a sample's score can be, and a difference of two."""
 
+SAMPLES = {
+    "eval-vqa": ("stream.tasks", "stream.reference", "vqa.manifest", "vqa.questions"),
+    "eval-rollout": ("stream.tasks", "rollout.episodes", "rollout.first_seed"),
+}
+"""The settings of an evaluation that say which samples it scores."""
+
 Scores = dict[str, npt.NDArray[np.float64]]
 """Test samples' scores, or differences of them, by task."""
+Images = dict[str, list[str]]
+"""The picture that each of them is about, by task."""
 
 
 def write_comparison(out: Path, labels: list[str], without: Sequence[Path] = ()) -> list[Row]:
@@ -40,7 +49,7 @@ def write_comparison(out: Path, labels: list[str], without: Sequence[Path] = ())
         UserError: nothing has been scored on the stream's tasks yet, or an artifact is damaged.
 
     """
-    study = {label: runs for label in labels if (runs := _runs(out / label, without))}
+    study = _alike({label: _runs(out / label, without) for label in labels})
     if not study:
         raise UserError(f"{out}: no run has been scored on its tasks; that is eval-rollout's part for a robot, else eval-vqa's")
     rows = [_row(label, runs, study.get(labels[0], {})) for label, runs in study.items()]
@@ -56,6 +65,17 @@ def write_comparison(out: Path, labels: list[str], without: Sequence[Path] = ())
     return rows
 
 
+def _alike(study: dict[str, dict[int, dict[str, Any]]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The labels that have runs, without runs that were scored on other samples than the first: they cannot be compared."""
+    first: Row = next((run["samples"] for runs in study.values() for run in runs.values()), {})
+    for label, runs in study.items():
+        for seed, run in list(runs.items()):
+            for key in (key for key, value in run["samples"].items() if first.get(key, value) != value):
+                warn(f"{label}, seed {seed}: {key}={run['samples'][key]}, where {first[key]} stands elsewhere; it is left out")
+                runs.pop(seed, None)
+    return {label: runs for label, runs in study.items() if runs}
+
+
 def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
     """Each seed's report, its last scores, and what changed on the first task and on what belongs to no task."""
     found = {}
@@ -67,12 +87,14 @@ def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
         report = read_stream({stage: read_json(run / stage / "report.json") for stage in stages})
         if report is None or "figures" not in report:
             continue
-        scores = {key: values for stage in stages for key, values in _scores(run / stage / "cells.parquet").items()}
+        scores, images = _scores([run / stage / "cells.parquet" for stage in stages])
         tasks = report["tasks"]
         first, last = tasks[0], tasks[-1]
         changes = {"first_task": (first, first, last), "reference": ("", "", last)}
         found[int(run.name.removeprefix("seed-"))] = {
             "report": report,
+            "samples": {key: _value(read.artifacts[stage].config, key) for stage in stages for key in SAMPLES[stage]},
+            "images": images,
             "last": {task: scores[last, task] for task in tasks},
             **{
                 name: {task: scores[after, task] - scores[before, task]}
@@ -83,12 +105,20 @@ def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _scores(file: Path) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
-    """The scores by what had been learnt and by task, empty for nothing and for no task."""
+def _value(config: Row, key: str) -> Any:
+    section, _, option = key.partition(".")
+    return config[section].get(option)
+
+
+def _scores(files: list[Path]) -> tuple[dict[tuple[str, str], npt.NDArray[np.float64]], Images]:
+    """The scores by what had been learnt and by task, empty for nothing and for no task; and the pictures by task."""
     scores: dict[tuple[str, str], list[float]] = {}
-    for row in read_table(file):
-        scores.setdefault((row["after"], row["task"]), []).append(row["score"])
-    return {key: np.array(values) for key, values in scores.items()}
+    images: dict[tuple[str, str], list[str]] = {}
+    for row in (row for file in files for row in read_table(file)):
+        cell = row["after"], row["task"]
+        scores.setdefault(cell, []).append(row["score"])
+        images.setdefault(cell, []).append(row.get("image", str(row["sample"])))  # earlier versions did not write it
+    return {cell: np.array(values) for cell, values in scores.items()}, {task: about for (_, task), about in images.items()}
 
 
 def _row(label: str, runs: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]) -> Row:
@@ -97,13 +127,14 @@ def _row(label: str, runs: dict[int, dict[str, Any]], reference: dict[int, dict[
         values = [run["report"]["figures"][name]["value"] for run in runs.values()]
         known = [value for value in values if value is not None]
         row[name] = {"value": float(np.mean(known)), "by_seed": values} if known else None
-    row["last"] = _estimate([run["last"] for run in runs.values()], RATES) | row["last"]
+    images = next(run["images"] for run in runs.values())
+    row["last"] = _estimate([run["last"] for run in runs.values()], images, RATES) | row["last"]
     for name in ("first_task", "reference"):
         changes = [run[name] for run in runs.values() if name in run]
-        row[name] = _estimate(changes, CHANGES) if changes else None
+        row[name] = _estimate(changes, images, CHANGES) if changes else None
     pairs = [_minus(runs[seed]["last"], reference[seed]["last"]) for seed in sorted(set(runs) & set(reference))]
     if runs is not reference and pairs:
-        row["difference"] = _estimate(pairs, CHANGES)
+        row["difference"] = _estimate(pairs, images, CHANGES)
     parameters = [run["report"]["parameters"] for run in runs.values()]
     for name in ("mean_trainable", "final_added", "task_router"):
         row[name] = float(np.mean([one[name] for one in parameters]))
@@ -114,17 +145,16 @@ def _minus(one: Scores, other: Scores) -> Scores:
     return {task: scores - other[task] for task, scores in one.items()}
 
 
-def _estimate(runs: list[Scores], ends: tuple[float, float]) -> dict[str, float]:
-    """The mean over tasks and runs, and its 95 % interval: a task's samples drawn again, the same for every run.
+def _estimate(runs: list[Scores], images: Images, ends: tuple[float, float]) -> dict[str, float]:
+    """The mean over tasks and runs, and its 95 % interval: what a task's samples are about drawn again, the same for every run.
 
-    To a task's samples come two made-up ones, at the `ends` of what is possible (as Agresti and Min 2005 add to counts of pairs), so
-    that the interval does not close where all samples agree. They draw it towards the middle: it is widened to reach what was observed.
+    ends: what a score can be at least and at most (`resampled`).
     """
     rng = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
     for task in runs[0]:
-        scores = np.append(np.mean([run[task] for run in runs], axis=0), ends)
-        total += rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=RESAMPLES) @ scores / len(scores)
+        scores = np.mean([run[task] for run in runs], axis=0)[None]
+        total += resampled(scores, images[task], np.array([ends]), resamples=RESAMPLES, rng=rng)[:, 0]
     low, high = np.quantile(total / len(runs[0]), [0.025, 0.975])
     value = float(np.mean([[scores.mean() for scores in run.values()] for run in runs]))
     return {"value": value, "low": float(min(low, value)), "high": float(max(high, value))}

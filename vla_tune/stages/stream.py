@@ -29,6 +29,8 @@ LEFT_OUT = {
     "eval-rollout": ("rollout.tasks", "rollout.probe", "rollout.compat"),
 }
 """What a stage does without in a stream."""
+KEPT = ("before", "after", "retention")
+"""The figures of what belongs to no task."""
 A_ROBOTS = ("policy.path", "policy.type", "policy.settings", "data.manifest", "data.repo_id", "vqa.manifest")
 """What only a robot's stream reads, and an anchor."""
 
@@ -143,21 +145,21 @@ def _save_merged(stream: Stream, draft: Draft) -> None:
 
 def _extends(config: Config, run: Path, *, overwrite: bool, resume: bool) -> bool:
     """Check what lies there already; whether a finished stream is to be taken on."""
-    from vla_tune.streams.training import done
+    from vla_tune.streams.training import begun
 
     target, partial = run / "train", run / "train.partial"
-    begun = done(partial) or (partial / "checkpoint").is_dir()
-    if resume and not begun and target.exists():
+    unfinished = begun(partial)
+    if resume and not unfinished and target.exists():
         artifact = read_artifact(target, "train", "vla-tune train")
         _check_goes_on(config, artifact.config)
         if len(artifact.config["stream"]["tasks"]) == len(config.stream.tasks):
             raise UserError(f"--resume: {target} is finished; add tasks to the end of stream.tasks, or give --overwrite to train again")
         return True
     if resume:
-        if not begun:
+        if not unfinished:
             raise UserError(f"--resume: there is nothing to go on from in {partial}; start without --resume")
         _check_goes_on(config, begun_with(partial))
-    elif begun and not overwrite:
+    elif unfinished and not overwrite:
         raise UserError(f"{partial} holds an unfinished stream; give --resume to go on with it, or --overwrite to start again")
     elif target.exists() and not overwrite:
         raise UserError(f"{target} exists already; give --overwrite to replace it, --resume with more tasks to extend it, or another --out")
@@ -243,7 +245,7 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     show(found)
     metrics = {name: figure["value"] for name, figure in found.get("figures", {}).items()}
     if "reference" in found:
-        metrics |= {name: found["reference"][name]["value"] for name in ("before", "after", "retention")}
+        metrics |= {name: figure["value"] for name in KEPT if (figure := found["reference"][name])}
     store.close()
     return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()], metrics=metrics, device=config.device)
 
@@ -264,7 +266,7 @@ def check_stream(config: Config, artifact: Artifact) -> list[str]:
 
 
 def _write_cells(file: Path, cells: Sequence[Cell], names: list[str]) -> None:
-    """A row a sample and cell: `after` (empty: before the stream), `task` (empty: of none), `sample`, `score`, `taken_for`."""
+    """A row a sample and cell: `after` (empty: before the stream), `task` (empty: of none), `sample`, `image`, `score`, `taken_for`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -279,6 +281,7 @@ def _write_cells(file: Path, cells: Sequence[Cell], names: list[str]) -> None:
                     "after": pa.array([names[cell.after] if cell.after >= 0 else ""] * count),
                     "task": pa.array([names[cell.task] if cell.task >= 0 else ""] * count),
                     "sample": pa.array(range(count)),
+                    "image": pa.array(cell.images, pa.string()),
                     "score": pa.array(cell.scores.tolist()),
                     "taken_for": pa.array(taken, pa.string()),
                 }
@@ -300,8 +303,9 @@ def show(report: dict[str, Any]) -> None:
         table("score (%) on each task (columns) after each task (rows)", ["after", *names], rows)
     if kept := report.get("reference"):
         parts = (
-            f"{name} {100 * kept[name]['value']:.1f} % [{100 * kept[name]['low']:.1f}, {100 * kept[name]['high']:.1f}]"
-            for name in ("before", "after", "retention")
+            f"{name} {100 * figure['value']:.1f} % [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+            for name in KEPT
+            if (figure := kept[name])  # there is nothing to retain where nothing was right before
         )
         say(f"what belongs to no task, {kept['n']} samples: {', '.join(parts)}")
     for name, figure in report.get("figures", {}).items():

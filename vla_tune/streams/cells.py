@@ -43,12 +43,11 @@ class CellStore:
 
     def scored(self, name: str, score: Callable[[], Scores | None]) -> Scores | None:
         """What is known under a name, or else what `score` finds, which is known from then on; None where there is nothing to score."""
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save_file
 
         file = self._folder / f"{name}.safetensors"
-        if file.is_file():
-            known = load_file(file)
-            return known["scores"], known.get("tasks")
+        if (known := _read(file)) is not None:
+            return known
         found = score()
         if found is None:
             return None
@@ -64,3 +63,15 @@ class CellStore:
     def close(self) -> None:
         """Everything is scored, and stands elsewhere."""
         shutil.rmtree(self._folder)
+
+
+def _read(file: Path) -> Scores | None:
+    """What a file holds; None where there is none, or a power cut left it damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        known = load_file(file)
+        return known["scores"], known.get("tasks")
+    except (OSError, KeyError, SafetensorError):
+        return None

@@ -156,6 +156,10 @@ class Learner(ABC):
         """The same of test samples that belong to no task; None where there are none."""
         return None
 
+    def images(self, task: int) -> list[str] | None:
+        """The picture that each test sample of a task (`NONE`: of no task) is about; None where no two are about the same."""
+        return None
+
     def film(self, deployed: Deployed, folder: Path) -> None:  # noqa: B027
         """Videos of the model in its world, where it has one."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from vla_tune.data.manifests import in_folder
+from vla_tune.experts.tasks import NONE
 from vla_tune.policies.loading import load_vlm, save_vlm
 from vla_tune.streams.answers import question_features, score_questions
 from vla_tune.streams.learner import Learner, draws, part_blocks, redraws
@@ -85,6 +86,11 @@ class Questions(Learner):
         questions = _tested(manifest, self.config.vqa.questions)
         marks, _, tasks = score_questions(self.model, self.processor, manifest, questions, deployed, self._settings)  # type: ignore[arg-type]
         return marks, tasks
+
+    def images(self, task: int) -> list[str]:
+        manifest = self._reference if task == NONE else self._manifests[task]
+        images: list[str] = _tested(str(manifest), self.config.vqa.questions)["image_id"]
+        return images
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
     def _questions(self, task: int) -> Dataset:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.errors import UserError
+from vla_tune.experts.tasks import NONE
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm, set_action_steps, whole_vlm
 from vla_tune.rollout.actor import Actor, check_fits, trained_size
@@ -196,6 +197,9 @@ class Robot(Learner):
         settings = {"batch_size": vqa.batch_size, "max_new_tokens": vqa.max_new_tokens}
         marks, _, tasks = score_questions(self.vlm, self.processor, vqa.manifest, questions, deployed, settings, self.depth)
         return marks, tasks
+
+    def images(self, task: int) -> list[str] | None:
+        return vqa_questions(self.config.vqa.manifest, "test", self.config.vqa.questions)["image_id"] if task == NONE else None
 
     def film(self, deployed: Deployed, folder: Path) -> None:
         """The first of each task's episodes once more, as `rollout.videos` videos in all."""

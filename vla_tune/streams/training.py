@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 AFTER = "after"
 """The folder of what there was after each task: `<task>.safetensors` and `<task>.json`."""
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
+"""What reading a damaged state raises, beside safetensors' own."""
 
 
 @dataclass
@@ -121,7 +123,7 @@ class Stream:
             "name": self.learner.tasks[task],
             "trainable": sizes.summary(),
             "added": self.strategy.added(),
-            "router": self.router.size,
+            "router": self.router.size if self.strategy.routes else 0,
             "fresh": sum(p.numel() for _, p in self.learner.fresh()) if task == 0 else 0,
             **self.strategy.record(task),
         }
@@ -157,7 +159,8 @@ class Stream:
     def _write(self, folder: Path, name: str, note: dict[str, Any]) -> None:
         from safetensors.torch import save_file
 
-        state = {**self.strategy.state_dict(), **{f"tasks:{key}": value for key, value in self.router.state_dict().items()}}
+        router = self.router.state_dict() if self.strategy.routes else {}
+        state = {**self.strategy.state_dict(), **{f"tasks:{key}": value for key, value in router.items()}}
         save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, folder / f"{name}.safetensors")
         (folder / f"{name}.json").write_text(json.dumps({**note, "scales": self.learner.scales()}))
 
@@ -169,14 +172,13 @@ class Stream:
         try:
             state = load_file(folder / f"{name}.safetensors")
             note: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-            self.router.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("tasks:")})
+            if self.strategy.routes:
+                self.router.load_state_dict({key[6:]: value for key, value in state.items() if key.startswith("tasks:")})
             self.strategy.load_state_dict({key: value for key, value in state.items() if not key.startswith("tasks:")}, note["note"])
             if note.get("scales"):  # states of before that time have none
                 self.learner.rescale(note["scales"])
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"{folder / name}: cannot be loaded ({' '.join(str(error).split())[:200]}); give --overwrite to train again"
-            ) from None
+        except (*UNREADABLE, SafetensorError) as error:
+            raise _damaged(folder / name, error) from None
         return note
 
 
@@ -216,8 +218,24 @@ def _exchange(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parame
 def load_checkpoint(folder: Path, optimizer: Any, scheduler: Any) -> None:
     """Put optimizer, schedule and random generators back to those of the checkpoint."""
     from lerobot.common.train_utils import load_training_state
+    from safetensors import SafetensorError
 
-    load_training_state(folder / "checkpoint", optimizer, scheduler)
+    try:
+        load_training_state(folder / "checkpoint", optimizer, scheduler)
+    except (*UNREADABLE, SafetensorError) as error:
+        raise _damaged(folder / "checkpoint", error) from None
+
+
+def _damaged(state: Path, error: Exception) -> UserError:
+    return UserError(f"{state}: cannot be loaded ({' '.join(str(error).split())[:200]}); give --overwrite to train again")
+
+
+def begun(folder: Path) -> bool:
+    """Whether there is a state to go on from; a checkpoint that a new one was just about to replace is put back."""
+    checkpoint, old = folder / "checkpoint", folder / "checkpoint.old"
+    if old.is_dir() and not checkpoint.exists():
+        old.rename(checkpoint)
+    return bool(done(folder)) or checkpoint.is_dir()
 
 
 def done(folder: Path) -> int:

@@ -79,6 +79,26 @@ def figures(index: npt.NDArray[np.intp], drawn: Floats, scored: Scored, chosen: 
     return result
 
 
+def resampled(scores: Floats, images: Sequence[str], ends: Floats, *, resamples: int, rng: np.random.Generator) -> Floats:
+    """Mean scores over resamples of the pictures, `[resamples, kinds]`.
+
+    To the samples come made-up ones, at the `ends` of what is possible (as Agresti and Min 2005 add to counts of pairs), so that
+    an interval does not close where all samples agree. They draw it towards the middle: it has to be widened to what was observed.
+
+    Args:
+        scores: `[kinds, n]`, of the same samples.
+        images: the picture each sample is about.
+        ends: `[kinds, made-up samples]`, each about a picture of its own.
+
+    """
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
+    total = len(numbers) + ends.shape[1]
+    index = np.array([*(numbers[image] for image in images), *range(len(numbers), total)])
+    counts = rng.multinomial(total, np.full(total, 1 / total), size=resamples)[:, index]
+    means: Floats = counts @ np.concatenate([scores, ends], axis=1).T / counts.sum(1, keepdims=True)
+    return means
+
+
 def interval(values: Floats) -> dict[str, float | None]:
     """`low` and `high` of the central 95 % of resampled values, without those that had nothing to divide by."""
     finite = values[np.isfinite(values)]
