@@ -19,8 +19,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from vla_tune.artifacts import read_artifact
-from vla_tune.cli import hush
+from vla_tune.cli import reported
 from vla_tune.config import Config, load_config, structured
+from vla_tune.errors import UserError
 from vla_tune.streams import open_learner
 from vla_tune.streams.learner import Learner
 from vla_tune.streams.training import AFTER, Stream
@@ -99,19 +100,35 @@ def ratio(config: Config, run: Path | None, task: int, *, phase_2: bool) -> tupl
 
 def main() -> None:
     """Measure and print."""
-    hush()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("given", nargs="*", metavar="PIPELINE | KEY=VALUE")
     parser.add_argument("--run", type=Path, help="a folder with a finished `train` of igsp")
     asked = parser.parse_args()
-    if asked.run:
-        config = structured(Config, read_artifact(asked.run / "train", "train", "vla-tune train").config, asked.given, str(asked.run))
+    if asked.run and asked.given:
+        parser.error("a run is measured as it was trained: give --run alone")
+    with reported("the same command again"):
+        measure(asked.run, asked.given)
+
+
+def configuration(run: Path | None, given: list[str]) -> Config:
+    """The run's, or that of a pipeline with overrides; what the measurement does not cover is refused."""
+    if run:
+        config = structured(Config, read_artifact(run / "train", "train", "vla-tune train").config, [], str(run))
     else:
-        names = [one for one in asked.given if "=" not in one] or ["stream-drawn"]
-        config = load_config(names[0], ["method.name=igsp", *(one for one in asked.given if "=" in one)])
+        names = [one for one in given if "=" not in one] or ["stream-drawn"]
+        config = load_config(names[0], [one for one in given if "=" in one])
+    own = config.method.igsp
+    if config.method.name != "igsp" or own.protect or own.sharing == "similar":
+        raise UserError("only steps of method.name=igsp are measured here, without method.igsp.protect or method.igsp.sharing=similar")
+    return config
+
+
+def measure(run: Path | None, given: list[str]) -> None:
+    """Time both phases of the first task and of the last, and print."""
+    config = configuration(run, given)
     for task in (0, len(config.stream.tasks) - 1):
         for phase_2 in (False, True):
-            seconds, times = ratio(config, asked.run, task, phase_2=phase_2)
+            seconds, times = ratio(config, run, task, phase_2=phase_2)
             told = f"plain LoRA {seconds:.3f} s a step, iGSP {times:.2f} times as long"
             print(f"task {task + 1}, phase {1 + phase_2}: {told}", flush=True)
 

@@ -49,7 +49,9 @@ def test_every_strategy_learns_a_stream_and_is_scored(quick, tmp_path, name):
     cells = read_table(tmp_path / "eval-vqa" / "cells.parquet")
     last = [row["score"] for row in cells if row["after"] == "textures" and row["task"] == "shapes"]
     assert sum(last) / len(last) == pytest.approx(report["matrix"][1][0])
-    assert (report.get("last_by_given") is None) == (name in ("full", "lora", "shared", "replay"))
+    routes = name not in ("full", "lora", "shared", "replay")
+    assert (report.get("last_by_given") is not None) == routes
+    assert (report["parameters"]["task_router"] > 0) == routes
     added = report["parameters"]["added"]
     assert (added == [0, 0]) == (name in ("full", "replay"))
 
@@ -218,6 +220,9 @@ def test_bad_values_of_a_stream_are_told(quick, more, message):
         (["vqa.manifest=gqa"], "vqa.manifest=gqa is not used: only a robot's stream reads it; set stream.reference"),
         (["policy.path=mine"], "policy.path=mine is not used: only a robot's stream reads it; set policy.base_vlm"),
         (["data.repo_id=mine"], "data.repo_id=mine is not used: only a robot's stream reads it"),
+        (["data.root=mine"], "data.root=mine is not used: only a robot's stream reads it"),
+        (["data.heldout=0.1"], "data.heldout=0.1 is not used: a stream's train does without it"),
+        (["stream.reference=null"], "stream.reference is not set: whatever belongs to no task will be taken for one of the tasks"),
     ],
 )
 def test_what_only_a_robots_stream_reads_is_told(quick, tmp_path, capsys, more, message):

@@ -184,6 +184,8 @@ def test_what_goes_on_training_is_in_the_saved_model(robot, tmp_path, name):
     assert not torch.equal(saved, expert.weight)
     with stream.strategy.as_stock():
         assert torch.equal(saved, stream.learner.model.get_submodule(layer).weight)
+    each = [stream.strategy.shares(task).get(layer, torch.ones(2)) for task in (0, 1)]  # a single adapter counts in full
+    torch.testing.assert_close(saved, expert.merged(0, ((each[0] + each[1]) / 2)[1:]))
 
 
 def test_a_policy_acts_in_ones_own_program_as_the_documents_have_it(robot, tmp_path):

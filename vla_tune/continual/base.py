@@ -46,9 +46,9 @@ class Strategy(ABC):
     def begin(self, task: int) -> None:
         """Add what a task needs, before its optimizer is made."""
 
-    @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
         """What trains now."""
+        return [p for p in self.learner.model.parameters() if p.requires_grad]
 
     def loss(self, task: int, batch: Batch) -> Tensor:
         """What a step minimises."""

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_tune.continual.base import Freezing, Tasks
 from vla_tune.experts.pool import ExpertPool, mean_shares
@@ -42,9 +42,6 @@ class Experts(Freezing):
     def places(self, task: int) -> list[str]:
         """The layers that get experts in a task."""
         return [name for name in self.pool.layers if task or name not in self.young]
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.learner.model.parameters() if p.requires_grad]
 
     def end(self, task: int) -> None:
         self.pool.freeze()

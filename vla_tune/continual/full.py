@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_tune.continual.base import Strategy
 
@@ -17,9 +17,6 @@ class Full(Strategy):
 
     def begin(self, task: int) -> None:
         self.learner.thaw()
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.learner.model.parameters() if p.requires_grad]
 
     def added(self) -> dict[str, int]:
         return {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.artifacts import Artifact, Draft, environment, read_artifact, write_json
 from vla_tune.config import departures, protects, value_of
 from vla_tune.console import say, table, warn
+from vla_tune.continual import strategy_class
 from vla_tune.errors import UserError
 from vla_tune.training.checkpoints import begun_with, cut_metrics, reopen
 
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
 FREE = ("train.log_every", "train.checkpoint_every", "train.path", "data.cache_mb", "stream.folder", "stream.merged")
 """Keys that may change between a run and its resumption; tasks may be added at the end of the stream."""
 LEFT_OUT = {
-    "train": ("method.full.vlm_lr", "data.heldout_frames"),
+    "train": ("method.full.vlm_lr", "data.heldout", "data.heldout_frames"),
     "eval-vqa": ("vqa.ranked",),
     "eval-rollout": ("rollout.tasks", "rollout.probe", "rollout.compat"),
 }
 """What a stage does without in a stream."""
 KEPT = ("before", "after", "retention")
 """The figures of what belongs to no task."""
-A_ROBOTS = ("policy.path", "policy.type", "policy.settings", "data.manifest", "data.repo_id", "vqa.manifest")
+A_ROBOTS = (
+    *("policy.path", "policy.type", "policy.settings"),
+    *("data.manifest", "data.repo_id", "data.root", "data.rename", "vqa.manifest"),
+)
 """What only a robot's stream reads, and an anchor."""
 
 
@@ -77,6 +81,8 @@ def _warn_of_left_out(config: Config, stage: str) -> None:
             warn(f"{key}={value_of(config, key)} is not used: only a robot's stream reads it{instead}")
     if stage == "train":
         _warn_of_places(config)
+        if strategy_class(config.method.name).routes and not is_robots(config) and not config.stream.reference:
+            warn("stream.reference is not set: whatever belongs to no task will be taken for one of the tasks")
 
 
 def _warn_of_places(config: Config) -> None:

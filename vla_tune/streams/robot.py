@@ -29,7 +29,6 @@ from vla_tune.training.loop import as_floats
 from vla_tune.training.setup import (
     episode_frames,
     frames_loader,
-    heldout_episodes,
     in_memory,
     loader_of,
     make_processors,
@@ -73,8 +72,7 @@ class Robot(Learner):
         settings = self.config.stream.tasks[task]
         told = set(settings.instructions or [self.simulator.instruction(world) for world in self.worlds[task]])
         meta = self.start.dataset.meta
-        left_out = set(heldout_episodes(self.config.data.heldout, meta.total_episodes))
-        own = [number for number, texts in enumerate(meta.episodes["tasks"]) if told & set(texts) and number not in left_out]
+        own = [number for number, texts in enumerate(meta.episodes["tasks"]) if told & set(texts)]
         if not own:
             known = ", ".join(f"'{text}'" for text in list(meta.tasks.index)[:12])
             raise UserError(
