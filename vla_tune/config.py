@@ -396,7 +396,7 @@ class VqaConfig:
 
 @dataclass
 class RolloutConfig:
-    """Closed-loop episodes: `episodes` in all, dealt evenly over `tasks`, on seeds from `first_seed` on.
+    """Closed-loop episodes: `episodes` in all, dealt evenly over `tasks`, on seeds from `first_seed` on; in a stream as many of each task.
 
     tasks: Meta-World's, ours in its scene or LIBERO's (`libero_object/3`), or groups of them (`easy`, `touch`, `libero_object`);
         without any the policy is scored on held-out demonstrations instead (`data.heldout`).

@@ -1,4 +1,4 @@
-"""The stages of a stream of tasks: `train` learns one task after another, the evaluations measure every task after every task."""
+"""The stages of a stream of tasks: `train` learns one task after another, the evaluations measure what is known after each."""
 
 from __future__ import annotations
 
