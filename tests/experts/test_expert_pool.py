@@ -432,6 +432,20 @@ def test_routers_are_watched_by_layer(pool):
     }
 
 
+def test_tokens_that_do_not_count_are_not_watched(pool):
+    learn(pool, 0)
+    counted = torch.tensor([[True, True, False, False], [True, True, True, False]])
+    with torch.no_grad(), pool.routed(0), pool.watched(lambda: counted) as some:
+        pool.model(inputs(1, 2))
+        pool.model(inputs(2, 3))  # of another shape: counts whole
+    with torch.no_grad(), pool.routed(0), pool.watched() as all_of:
+        pool.model(inputs(1, 2))
+        pool.model(inputs(2, 3))
+    for name, (first, second) in some.items():
+        assert torch.equal(first, all_of[name][0][counted.flatten()])
+        assert torch.equal(second, all_of[name][1])
+
+
 def test_watched_probabilities_lead_back_to_the_routers(pool):
     pool.grow(0, 2, PLACES)
     with pool.routed(0), pool.watched() as seen:

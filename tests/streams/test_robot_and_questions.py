@@ -188,6 +188,21 @@ def test_what_goes_on_training_is_in_the_saved_model(robot, tmp_path, name):
     torch.testing.assert_close(saved, expert.merged(0, ((each[0] + each[1]) / 2)[1:]))
 
 
+def test_padding_is_not_what_experts_are_chosen_by(robot):
+    told = []
+    for length in (24, 40):
+        stream = Stream.open(robot("policy.settings.pad_language_to=max_length", f"policy.settings.tokenizer_max_length={length}"))
+        stream.strategy.begin(0)
+        torch.manual_seed(1)
+        for layer in stream.strategy.pool.layers.values():
+            if (mixture := layer.mixture(0)) is not None:
+                torch.nn.init.normal_(mixture.weight)
+        told.append(stream.strategy.shares(0))
+    assert len(told[0]) > 10
+    for name, shares in told[0].items():
+        torch.testing.assert_close(shares, told[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_a_policy_acts_in_ones_own_program_as_the_documents_have_it(robot, tmp_path):
     config = robot()
     train.run(config, tmp_path)

@@ -64,9 +64,13 @@ class Experts(Freezing):
     @torch.no_grad()
     def probed(self, task: int) -> dict[str, list[Tensor]]:
         """The routing probabilities `[tokens, 1 + experts]` of every layer that routes, call by call, on the task's probe."""
-        with self.pool.watched() as seen, self.routed(task):
+        with self.watched() as seen, self.routed(task):
             self.learner.probe_loss(task)
         return {name: calls for name, calls in seen.items() if calls}
+
+    def watched(self) -> AbstractContextManager[dict[str, list[Tensor]]]:
+        """Collect routing probabilities `[tokens, 1 + experts]` by layer, call by call, of the tokens that are no padding."""
+        return self.pool.watched(lambda: self.learner.counted)
 
     def added(self) -> dict[str, int]:
         return self.pool.count()

@@ -110,7 +110,7 @@ class IGSP(Experts):
         self.diagnostics = {}
         if not self.identifying(task):
             return super().loss(task, batch) + self._overlap(task)
-        with self.pool.watched() as seen:
+        with self.watched() as seen:
             loss = super().loss(task, batch)
         mass = new_mass([call for calls in seen.values() for call in calls], self.own.candidates)
         self.diagnostics = {"new_mass": mass.item()}

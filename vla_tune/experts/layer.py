@@ -23,7 +23,7 @@ class Routing:
 
     tasks: one task for all samples, a number a sample `[batch]` (negative: none), or None: no expert takes part.
     pictures: how many rows of its own each sample has where pictures are rows `[batch]`; None: all as many.
-    watch: called by every layer with itself and its probabilities `[tokens, 1 + experts]`.
+    watch: called by every layer with itself and its probabilities `[..., 1 + experts]`, `...` being its inputs'.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class ExpertLinear(nn.Module):
             each, logits = both.split([len(downs) * self.rank, 1 + len(downs)])
             probabilities = gates(logits + mixture.bias[:, None], self.top_k)
             if self.routing.watch is not None:
-                self.routing.watch(self, probabilities.T)
+                self.routing.watch(self, probabilities.T.unflatten(0, x.shape[:-1]))
             inner = (each.unflatten(0, (len(downs), self.rank)) * probabilities[1:, None]).flatten(0, 1).T
         return torch.addmm(y.flatten(0, -2), inner, ups.T).view_as(y)
 

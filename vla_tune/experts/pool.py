@@ -72,13 +72,18 @@ class ExpertPool:
         return self.routing.routed(tasks, pictures)
 
     @contextmanager
-    def watched(self) -> Iterator[dict[str, list[Tensor]]]:
-        """Collect the probabilities `[tokens, 1 + experts]` of every layer's calls in here."""
+    def watched(self, counted: Callable[[], Tensor | None] = lambda: None) -> Iterator[dict[str, list[Tensor]]]:
+        """Collect the probabilities `[tokens, 1 + experts]` of every layer's calls in here.
+
+        counted: says during a pass which tokens count, `[batch, tokens]` (None: all); inputs of another shape (patches) count whole.
+        """
         names = {id(layer): name for name, layer in self.layers.items()}
         seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
 
         def note(layer: ExpertLinear, probabilities: Tensor) -> None:
-            seen[names[id(layer)]].append(probabilities)
+            mask = counted()
+            whole = mask is None or mask.shape != probabilities.shape[:-1]
+            seen[names[id(layer)]].append(probabilities.flatten(0, -2) if whole else probabilities[mask])
 
         before, self.routing.watch = self.routing.watch, note
         try:

@@ -185,22 +185,35 @@ class PolicyAdapter(ABC):
     @contextmanager
     def taps(self) -> Iterator[Taps]:
         """Record the residual stream and the token mask of the policy's next forward pass on its prefix."""
-        taps, model = Taps(), self.policy.model
-        embed_prefix: Callable[..., tuple[Tensor, ...]] = model.embed_prefix
+        taps = Taps()
 
-        def recording(images: object, img_masks: object, tokens: Tensor, token_mask: Tensor, **state: Tensor) -> tuple[Tensor, ...]:
-            embeddings, padding, blocks = embed_prefix(images, img_masks, tokens, token_mask, **state)
+        def note(present: Tensor, blocks: Tensor, tokens: Tensor) -> None:
             taps.text = self._text(blocks, tokens)
-            taps.mask = padding & ~blocks.bool()  # neither padding nor a state, which opens an attention block
+            taps.mask = present & ~blocks.bool()  # neither padding nor a state, which opens an attention block
             if self._bos is not None:
                 taps.mask = taps.mask.clone()
                 taps.mask[:, taps.text] &= tokens != self._bos
-            return embeddings, padding, blocks
 
-        model.embed_prefix = recording
+        with self.embedded(note), residual_taps(self.vlm, taps):
+            yield taps
+
+    @contextmanager
+    def embedded(self, note: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+        """Tell `note` of every prefix that the policy embeds in here.
+
+        It is given which tokens are no padding, which open an attention block (both `[batch, tokens]`), and the text's ids.
+        """
+        model = self.policy.model
+        embed_prefix: Callable[..., tuple[Tensor, ...]] = model.embed_prefix
+
+        def noting(images: object, img_masks: object, tokens: Tensor, token_mask: Tensor, **state: Tensor) -> tuple[Tensor, ...]:
+            embeddings, present, blocks = embed_prefix(images, img_masks, tokens, token_mask, **state)
+            note(present, blocks, tokens)
+            return embeddings, present, blocks
+
+        model.embed_prefix = noting
         try:
-            with residual_taps(self.vlm, taps):
-                yield taps
+            yield
         finally:
             del model.embed_prefix
 

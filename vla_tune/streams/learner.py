@@ -29,11 +29,13 @@ class Learner(ABC):
     known_parts: the parts of the model that experts may go to, by name.
     writes: whether the model answers token by token, after prompts that are padded on the left.
     vlm_prefix: what the names of the VLM's layers start with, where the model is or has one whose anchor can be taken.
+    counted: which tokens of the pass that `loss` makes are no padding, `[batch, tokens]`; None where all are.
     """
 
     model: nn.Module
     writes: ClassVar[bool] = False
     vlm_prefix: str | None = None
+    counted: Tensor | None = None
     known_parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Config, base: str | None = None) -> None:
@@ -168,6 +170,11 @@ class Learner(ABC):
     @abstractmethod
     def save(self, folder: Path, final: Path) -> None:
         """The model as its library saves it, into `folder`, which will be `final`; it must be a stock one (`Strategy.as_stock`)."""
+
+
+def no_padding(present: Tensor) -> Tensor | None:
+    """What `Learner.counted` is where these tokens are present `[batch, tokens]`."""
+    return None if bool(present.all()) else present.bool()
 
 
 def draws(count: int, batch_size: int, seed: int, task: int, step: int) -> Iterator[Tensor]:

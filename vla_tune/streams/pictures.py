@@ -18,7 +18,7 @@ from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE, side_by_side
 from vla_tune.images.dataset import LabelledImages, labelled_images
 from vla_tune.images.patches import patch_responses
-from vla_tune.streams.learner import Learner, draws, part_blocks, redraws
+from vla_tune.streams.learner import Learner, draws, no_padding, part_blocks, redraws
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -99,7 +99,9 @@ class Pictures(Learner):
 
     def loss(self, batch: tuple[int, Tensor, Tensor]) -> Tensor:
         task, pixels, labels = batch
-        logits = self.model(pixel_values=pixels.to(self.device), **self._prompts(task)).logits_per_image
+        prompts = self._prompts(task)
+        self.counted = no_padding(prompts["attention_mask"])
+        logits = self.model(pixel_values=pixels.to(self.device), **prompts).logits_per_image
         return F.cross_entropy(logits, labels.to(self.device), label_smoothing=SMOOTHING)
 
     def probe(self, task: int) -> tuple[int, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from vla_tune.data.manifests import in_folder
 from vla_tune.experts.tasks import NONE
 from vla_tune.policies.loading import load_vlm, save_vlm
 from vla_tune.streams.answers import question_features, score_questions
-from vla_tune.streams.learner import Learner, draws, part_blocks, redraws
+from vla_tune.streams.learner import Learner, draws, no_padding, part_blocks, redraws
 from vla_tune.vqa.batches import answer_loss, answered_inputs
 from vla_tune.vqa.dataset import vqa_questions
 
@@ -55,6 +55,7 @@ class Questions(Learner):
             yield answered_inputs(self.processor, known, rows.tolist())
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        self.counted = no_padding(batch["attention_mask"])
         return answer_loss(self.model, batch)  # type: ignore[arg-type]
 
     def probe(self, task: int) -> dict[str, Tensor]:
@@ -89,8 +90,7 @@ class Questions(Learner):
 
     def images(self, task: int) -> list[str]:
         manifest = self._reference if task == NONE else self._manifests[task]
-        images: list[str] = _tested(str(manifest), self.config.vqa.questions)["image_id"]
-        return images
+        return list(_tested(str(manifest), self.config.vqa.questions)["image_id"])
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
     def _questions(self, task: int) -> Dataset:

@@ -23,7 +23,7 @@ from vla_tune.rollout.runner import Runner
 from vla_tune.rollout.videos import write_video
 from vla_tune.rollout.worlds import simulator_of, tasks_of
 from vla_tune.streams.answers import pooled, question_features, score_questions
-from vla_tune.streams.learner import Learner, part_blocks, redraws
+from vla_tune.streams.learner import Learner, no_padding, part_blocks, redraws
 from vla_tune.streams.questions import TEXT, VISION
 from vla_tune.training.loop import as_floats
 from vla_tune.training.setup import (
@@ -118,9 +118,13 @@ class Robot(Learner):
             yield self._processed(batch)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
+        def note(present: Tensor, *_: Tensor) -> None:
+            self.counted = no_padding(present)
+
         self.model.train()
         try:
-            loss: Tensor = self.start.policy.forward(batch)[0]
+            with self.adapter.embedded(note):
+                loss: Tensor = self.start.policy.forward(batch)[0]
         finally:
             self.model.eval()
         return loss
@@ -197,7 +201,7 @@ class Robot(Learner):
         return marks, tasks
 
     def images(self, task: int) -> list[str] | None:
-        return vqa_questions(self.config.vqa.manifest, "test", self.config.vqa.questions)["image_id"] if task == NONE else None
+        return list(vqa_questions(self.config.vqa.manifest, "test", self.config.vqa.questions)["image_id"]) if task == NONE else None
 
     def film(self, deployed: Deployed, folder: Path) -> None:
         """The first of each task's episodes once more, as `rollout.videos` videos in all."""
