@@ -130,7 +130,7 @@ def test_what_was_scored_on_other_samples_is_left_out(tmp_path, capsys):
     make_run(tmp_path / "b" / "seed-0", scores([0, 0], [0, 0], [0]), questions=1001)
     [row] = write_comparison(tmp_path, ["a", "b"])
     assert (row["label"], row["seeds"]) == ("a", 1)
-    assert "b, seed 0: vqa.questions=1001, where 1000 stands elsewhere; it is left out" in capsys.readouterr().err
+    assert "b, seed 0, is left out: it was scored with vqa.questions=1001 and not 1000" in capsys.readouterr().err
 
 
 def test_samples_of_one_picture_are_drawn_together(tmp_path):

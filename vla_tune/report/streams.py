@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vla_tune.artifacts import write_json
 from vla_tune.cli import reported
+from vla_tune.config import completed
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError, nearest
 from vla_tune.report import plots
@@ -70,9 +71,10 @@ def _alike(study: dict[str, dict[int, dict[str, Any]]]) -> dict[str, dict[int, d
     first: Row = next((run["samples"] for runs in study.values() for run in runs.values()), {})
     for label, runs in study.items():
         for seed, run in list(runs.items()):
-            for key in (key for key, value in run["samples"].items() if first.get(key, value) != value):
-                warn(f"{label}, seed {seed}: {key}={run['samples'][key]}, where {first[key]} stands elsewhere; it is left out")
-                runs.pop(seed, None)
+            others = [f"{key}={value} and not {first[key]}" for key, value in run["samples"].items() if first.get(key, value) != value]
+            if others:
+                warn(f"{label}, seed {seed}, is left out: it was scored with {', '.join(others)}")
+                del runs[seed]
     return {label: runs for label, runs in study.items() if runs}
 
 
@@ -93,7 +95,7 @@ def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
         changes = {"first_task": (first, first, last), "reference": ("", "", last)}
         found[int(run.name.removeprefix("seed-"))] = {
             "report": report,
-            "samples": {key: _value(read.artifacts[stage].config, key) for stage in stages for key in SAMPLES[stage]},
+            "samples": {key: _value(completed(read.artifacts[stage].config), key) for stage in stages for key in SAMPLES[stage]},
             "images": images,
             "last": {task: scores[last, task] for task in tasks},
             **{
@@ -107,7 +109,7 @@ def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
 
 def _value(config: Row, key: str) -> Any:
     section, _, option = key.partition(".")
-    return config[section].get(option)
+    return config[section][option]
 
 
 def _scores(files: list[Path]) -> tuple[dict[tuple[str, str], npt.NDArray[np.float64]], Images]:
