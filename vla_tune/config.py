@@ -665,6 +665,14 @@ def value_of(config: Config, key: str) -> Any:
     return at
 
 
+def option_of(config: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key of a configuration as an artifact has it; None where it has none."""
+    at: Any = config
+    for name in key.split("."):
+        at = at.get(name) if isinstance(at, dict) else None
+    return at
+
+
 def differences(base: dict[str, Any], config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys of `config` whose value is not that of `base`."""
     changed: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts import file_digest, files_table, read_artifact, table_digest, write_json
-from vla_tune.config import completed, differences, own_options
+from vla_tune.config import completed, differences, option_of, own_options
 from vla_tune.data.manifests import in_folder, manifest_source
 from vla_tune.errors import UserError
 from vla_tune.report.runs import read_json
@@ -71,7 +71,7 @@ def stale(folder: Path, stage: str, config: dict[str, Any]) -> str | None:
 
 def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that a stage reads, by dotted key."""
-    values = {key: _value(config, key) for key in READS[stage]}
+    values = {key: option_of(config, key) for key in READS[stage]}
     if values.get("stream"):
         values["stream"] = {key: value for key, value in values["stream"].items() if key != "folder"}  # what lies in it is digested
     return {key: own_options(value) if key == "method" else value for key, value in values.items()}
@@ -79,7 +79,7 @@ def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def sources(stage: str, config: dict[str, Any]) -> dict[str, str]:
     """The digests of the files outside the run that a stage reads, by the key that names them; a Hub id stands for itself."""
-    named = {key: str(name) for key in SOURCES[stage] if (name := _value(config, key)) is not None}
+    named = {key: str(name) for key in SOURCES[stage] if (name := option_of(config, key)) is not None}
     if stage in ("train", "eval-vqa"):
         named |= _streamed(config.get("stream") or {})
     return {key: _source_digest(key, name) for key, name in named.items()}
@@ -116,10 +116,3 @@ def _digest_now(path: Path, stage: str) -> str | None:
         return read_artifact(path, stage, "make reproduce").digest
     except UserError:
         return None
-
-
-def _value(config: dict[str, Any], key: str) -> Any:
-    at: Any = config
-    for name in key.split("."):
-        at = at.get(name) if isinstance(at, dict) else None
-    return at

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from vla_tune.continual.base import Tasks
@@ -35,10 +34,8 @@ class LoRA(Experts):
         return self.pool.routed(0)
 
     def as_stock(self) -> AbstractContextManager[None]:
-        """With all that was learnt in it: there is no task to choose; a router's experts by their mean shares, all tasks alike."""
-        _, routed = self.layout()
-        each = [self.shares(task) for task in range(len(self.learner.tasks))] if routed else [{}]
-        return self.pool.merged(0, {name: torch.stack([shares[name] for shares in each]).mean(0) for name in each[0]})
+        """With all that was learnt in it: there is no task to choose."""
+        return self.pool.merged(0, {})
 
     def resume(self, task: int) -> None:
         super().resume(task)

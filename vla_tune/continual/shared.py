@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import ClassVar
+
+import torch
 
 from vla_tune.continual.lora import LoRA
 
@@ -18,3 +21,8 @@ class Shared(LoRA):
 
     def layout(self) -> tuple[int, bool]:
         return self.settings.shared.experts, True
+
+    def as_stock(self) -> AbstractContextManager[None]:
+        """Its experts by their mean shares, all tasks alike."""
+        each = [self.shares(task) for task in range(len(self.learner.tasks))]
+        return self.pool.merged(0, {name: torch.stack([shares[name] for shares in each]).mean(0) for name in each[0]})

@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from vla_tune.artifacts import write_json
 from vla_tune.cli import reported
-from vla_tune.config import completed
+from vla_tune.config import completed, option_of
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError, nearest
 from vla_tune.report import plots
 from vla_tune.report.runs import EVALUATIONS, Row, read_json, read_run, read_stream, read_table
 from vla_tune.report.tables import FIGURES
-from vla_tune.vqa.scoring import resampled
+from vla_tune.vqa.scoring import resampled, widened
 
 RESAMPLES = 2000
 RATES, CHANGES = (0.0, 1.0), (-1.0, 1.0)
@@ -89,13 +89,14 @@ def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
         report = read_stream({stage: read_json(run / stage / "report.json") for stage in stages})
         if report is None or "figures" not in report:
             continue
+        asked = {stage: completed(read.artifacts[stage].config) for stage in stages}
         scores, images = _scores([run / stage / "cells.parquet" for stage in stages])
         tasks = report["tasks"]
         first, last = tasks[0], tasks[-1]
         changes = {"first_task": (first, first, last), "reference": ("", "", last)}
         found[int(run.name.removeprefix("seed-"))] = {
             "report": report,
-            "samples": {key: _value(completed(read.artifacts[stage].config), key) for stage in stages for key in SAMPLES[stage]},
+            "samples": {key: option_of(config, key) for stage, config in asked.items() for key in SAMPLES[stage]},
             "images": images,
             "last": {task: scores[last, task] for task in tasks},
             **{
@@ -105,11 +106,6 @@ def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
             },
         }
     return found
-
-
-def _value(config: Row, key: str) -> Any:
-    section, _, option = key.partition(".")
-    return config[section][option]
 
 
 def _scores(files: list[Path]) -> tuple[dict[tuple[str, str], npt.NDArray[np.float64]], Images]:
@@ -147,7 +143,7 @@ def _minus(one: Scores, other: Scores) -> Scores:
     return {task: scores - other[task] for task, scores in one.items()}
 
 
-def _estimate(runs: list[Scores], images: Images, ends: tuple[float, float]) -> dict[str, float]:
+def _estimate(runs: list[Scores], images: Images, ends: tuple[float, float]) -> dict[str, float | None]:
     """The mean over tasks and runs, and its 95 % interval: what a task's samples are about drawn again, the same for every run.
 
     ends: what a score can be at least and at most (`resampled`).
@@ -157,9 +153,8 @@ def _estimate(runs: list[Scores], images: Images, ends: tuple[float, float]) -> 
     for task in runs[0]:
         scores = np.mean([run[task] for run in runs], axis=0)[None]
         total += resampled(scores, images[task], np.array([ends]), resamples=RESAMPLES, rng=rng)[:, 0]
-    low, high = np.quantile(total / len(runs[0]), [0.025, 0.975])
     value = float(np.mean([[scores.mean() for scores in run.values()] for run in runs]))
-    return {"value": value, "low": float(min(low, value)), "high": float(max(high, value))}
+    return widened(value, total / len(runs[0]))
 
 
 def _cells(row: Row) -> list[str]:

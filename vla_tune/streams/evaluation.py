@@ -17,7 +17,7 @@ from vla_tune.experts.tasks import NONE
 from vla_tune.geometry.continual import average, last, summary, transfer
 from vla_tune.streams.deployed import Deployed
 from vla_tune.streams.training import AFTER, done
-from vla_tune.vqa.scoring import Scored, resampled, summarise
+from vla_tune.vqa.scoring import Scored, resampled, summarise, widened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,14 +161,8 @@ def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: i
         drawn[:, list(own), column] = resampled(scores, own[rows - 1].images, ends, resamples=resamples, rng=rng)
     point = summary(matrix_of(cells, rows, tasks))
     many = [summary(torch.from_numpy(one)) for one in drawn]
-    found: dict[str, dict[str, float | None]] = {}
-    for name, value in point.items():
-        if value is None:
-            found[name] = {"value": None, "low": None, "high": None}
-            continue
-        low, high = np.quantile([one[name] for one in many], [0.025, 0.975])  # type: ignore[type-var]
-        found[name] = {"value": value, "low": float(min(low, value)), "high": float(max(high, value))}
-    return found
+    nothing: dict[str, float | None] = {"value": None, "low": None, "high": None}
+    return {name: nothing if value is None else widened(value, np.array([one[name] for one in many])) for name, value in point.items()}
 
 
 def parameters(folder: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import torch
 from vla_tune.artifacts import sync_folder, sync_tree
 from vla_tune.console import progress, say
 from vla_tune.continual import strategy_class
-from vla_tune.errors import RunError, UserError
+from vla_tune.errors import RunError
 from vla_tune.experts.tasks import NONE, TaskRouter
 from vla_tune.streams import open_learner
+from vla_tune.training.checkpoints import loaded
 from vla_tune.training.loop import Interrupted, stop_signals
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
 AFTER = "after"
 """The folder of what there was after each task: `<task>.safetensors` and `<task>.json`."""
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
-"""What reading a damaged state raises, beside safetensors' own."""
+AGAIN = "give --overwrite to train again"
 
 
 @dataclass
@@ -166,10 +166,9 @@ class Stream:
 
     def restore(self, folder: Path, name: str) -> dict[str, Any]:
         """Go back to what `_write` wrote; its note."""
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
+        with loaded(f"{folder / name}:", AGAIN):
             state = load_file(folder / f"{name}.safetensors")
             note: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
             if self.strategy.routes:
@@ -177,8 +176,6 @@ class Stream:
             self.strategy.load_state_dict({key: value for key, value in state.items() if not key.startswith("tasks:")}, note["note"])
             if note.get("scales"):  # states of before that time have none
                 self.learner.rescale(note["scales"])
-        except (*UNREADABLE, SafetensorError) as error:
-            raise _damaged(folder / name, error) from None
         return note
 
 
@@ -218,16 +215,9 @@ def _exchange(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parame
 def load_checkpoint(folder: Path, optimizer: Any, scheduler: Any) -> None:
     """Put optimizer, schedule and random generators back to those of the checkpoint."""
     from lerobot.common.train_utils import load_training_state
-    from safetensors import SafetensorError
 
-    try:
+    with loaded(f"{folder / 'checkpoint'}:", AGAIN):
         load_training_state(folder / "checkpoint", optimizer, scheduler)
-    except (*UNREADABLE, SafetensorError) as error:
-        raise _damaged(folder / "checkpoint", error) from None
-
-
-def _damaged(state: Path, error: Exception) -> UserError:
-    return UserError(f"{state}: cannot be loaded ({' '.join(str(error).split())[:200]}); give --overwrite to train again")
 
 
 def begun(folder: Path) -> bool:

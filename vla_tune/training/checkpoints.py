@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,19 +57,25 @@ def load_checkpoint(
 ) -> None:
     """Put weights, method, optimizer, schedule and random generators back to what they were after `step`."""
     from lerobot.common.train_utils import load_training_state
-    from safetensors import SafetensorError
     from safetensors.torch import load_file, load_model
 
     folder = run / "checkpoints" / str(step)
-    try:
+    with loaded(f"checkpoint {folder}", "remove it to resume from an older one"):
         load_model(method.policy, folder / "model.safetensors", strict=True)
         method.load_state_dict(load_file(folder / "method.safetensors"))
         method.steps = step
         load_training_state(folder, optimizer, scheduler)
+
+
+@contextmanager
+def loaded(state: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a damaged state raises in here into a UserError that names it and says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"checkpoint {folder} cannot be loaded ({' '.join(str(error).split())[:200]}); remove it to resume from an older one"
-        ) from None
+        raise UserError(f"{state} cannot be loaded ({' '.join(str(error).split())[:200]}); {remedy}") from None
 
 
 def begun_with(partial: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def resampled(scores: Floats, images: Sequence[str], ends: Floats, *, resamples:
     """Mean scores over resamples of the pictures, `[resamples, kinds]`.
 
     To the samples come made-up ones, at the `ends` of what is possible (as Agresti and Min 2005 add to counts of pairs), so that
-    an interval does not close where all samples agree. They draw it towards the middle: it has to be widened to what was observed.
+    an interval does not close where all samples agree. They draw it towards the middle: `widened` mends that.
 
     Args:
         scores: `[kinds, n]`, of the same samples.
@@ -99,14 +99,25 @@ def resampled(scores: Floats, images: Sequence[str], ends: Floats, *, resamples:
     return means
 
 
+def widened(value: float, values: Floats) -> dict[str, float | None]:
+    """A figure and the central 95 % of its `resampled` values, which reach what was observed."""
+    low, high = _central(values)
+    return {"value": value, "low": min(low, value), "high": max(high, value)}
+
+
 def interval(values: Floats) -> dict[str, float | None]:
     """`low` and `high` of the central 95 % of resampled values, without those that had nothing to divide by."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return {"low": None, "high": None}
+    low, high = _central(finite)
+    return {"low": low, "high": high}
+
+
+def _central(values: Floats) -> tuple[float, float]:
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
-    return {"low": float(low), "high": float(high)}
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def mcnemar(base: Floats, tuned: Floats) -> dict[str, Any]:
