@@ -20,7 +20,7 @@ import torch
 
 from vla_tune.config import Config, load_config
 from vla_tune.policies import loading
-from vla_tune.rollout import actor
+from vla_tune.simulators import actor
 from vla_tune.stages import eval_rollout
 
 

@@ -22,23 +22,23 @@ import torch
 from lerobot.utils.utils import cycle
 from torch import Tensor, nn
 
-from vla_tune.anchors import Subspace, load_anchor, protected_pairs
-from vla_tune.artifacts import write_json
+from vla_tune.anchors.artifact import Subspace, load_anchor, protected_pairs
+from vla_tune.anchors.inputs import LinearInputs
+from vla_tune.anchors.outputs import OutputGradients
+from vla_tune.anchors.passes import answer_gradients, stock_moments
+from vla_tune.artifacts.folder import write_json
 from vla_tune.config import Config, load_config
 from vla_tune.console import progress, table
+from vla_tune.engine.loop import as_floats
+from vla_tune.engine.setup import make_loader, make_optimizer, make_start
 from vla_tune.geometry.projection import remove_conflict
 from vla_tune.geometry.subspace import project_pairs
 from vla_tune.methods import make_method
 from vla_tune.methods.base import Gradients, Method
-from vla_tune.policies.inputs import LinearInputs
 from vla_tune.policies.loading import load_vlm
-from vla_tune.policies.outputs import OutputGradients
 from vla_tune.policies.smolvla import SmolVLAAdapter
-from vla_tune.training.loop import as_floats
-from vla_tune.training.setup import make_loader, make_optimizer, make_start
 from vla_tune.vqa.batches import Memory, answer_loss
 from vla_tune.vqa.dataset import vqa_questions
-from vla_tune.vqa.statistics import answer_gradients, stock_moments
 
 QUESTIONS = 96
 JUDGED = 512

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_tune import artifacts
-from vla_tune.artifacts import SCHEMA, Draft, file_digest, read_artifact, table_digest, write_json
+from vla_tune.artifacts import folder as artifacts
+from vla_tune.artifacts.folder import SCHEMA, Draft, file_digest, read_artifact, table_digest, write_json
 from vla_tune.errors import UserError
 
 COMMAND = "vla-tune anchor demo --out runs/demo"
@@ -231,7 +231,7 @@ def test_a_folder_that_somebody_calls_old_is_theirs(folder):
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
-    holding = "import sys, time; from pathlib import Path; from vla_tune.artifacts import Draft; "
+    holding = "import sys, time; from pathlib import Path; from vla_tune.artifacts.folder import Draft; "
     holding += "draft = Draft(Path(sys.argv[1]), 'anchor'); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", holding, str(tmp_path / "anchor")], stdout=subprocess.PIPE, text=True) as other:
         try:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_tune import benchmark
 from vla_tune.config import FullConfig, MethodConfig, WiSEFTConfig
+from vla_tune.stages import step_times as benchmark
 
 NO_ANCHOR = Path("nowhere")
 

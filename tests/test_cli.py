@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch, number):
 
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_stopped_run_prints_the_command_that_resumes_it(monkeypatch, number):
-    from vla_tune.training.loop import Interrupted
+    from vla_tune.engine.loop import Interrupted
 
     raising(monkeypatch, "train", Interrupted(number))
     ended = call("train", "demo", "--out", "runs/x")
@@ -134,7 +134,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 
 def test_json_is_the_last_line(monkeypatch, tmp_path):
-    from vla_tune.artifacts import Artifact
+    from vla_tune.artifacts.folder import Artifact
 
     made = Artifact(tmp_path / "anchor", {"metrics": {"samples": 3}})
     monkeypatch.setitem(sys.modules, "vla_tune.stages.anchor", type("Stage", (), {"run": staticmethod(lambda *_a, **_k: made)}))

@@ -81,7 +81,7 @@ def test_the_wheel_holds_the_whole_package(wheel):
         for file in (ROOT / "vla_tune").rglob("*")
         if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
     }
-    assert {"vla_tune/report/page.html", "vla_tune/assets/demo_vlm/config.json", "vla_tune/assets/demo_vlm/model.safetensors"} <= expected
+    assert {"vla_tune/reports/page.html", "vla_tune/assets/demo_vlm/config.json", "vla_tune/assets/demo_vlm/model.safetensors"} <= expected
     assert expected - names == set()
     assert {name for name in names if not name.startswith(("vla_tune/", "vla_tune-"))} == set()
 

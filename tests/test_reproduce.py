@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vla_tune import reproduce
-from vla_tune.artifacts import Draft, read_artifact, write_json
+from vla_tune.artifacts.folder import Draft, read_artifact, write_json
 from vla_tune.errors import RunError
 from vla_tune.studies import Study, make_plan, narrowed
 

@@ -21,7 +21,7 @@ import typer
 from vla_tune.errors import RunError, UserError, is_denied, is_full_disk
 
 if TYPE_CHECKING:
-    from vla_tune.artifacts import Artifact
+    from vla_tune.artifacts.folder import Artifact
 
 app = typer.Typer(
     add_completion=False,

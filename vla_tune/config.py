@@ -36,7 +36,7 @@ METHODS = (
 )
 """Each is a file of `vla_tune.methods`."""
 STRATEGIES = ("full", "lora", "lora_per_task", "replay", "shared", "moe_adapters", "igsp")
-"""What a stream of tasks is learnt by; each is a file of `vla_tune.continual`."""
+"""What a stream of tasks is learnt by; each is a file of `vla_tune.methods`."""
 
 
 @dataclass

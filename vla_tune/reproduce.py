@@ -14,16 +14,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vla_tune.artifacts import Draft, read_artifact, sync_folder, write_json
+from vla_tune.artifacts.folder import Draft, read_artifact, sync_folder, write_json
 from vla_tune.cli import reported
 from vla_tune.config import Config, MethodConfig, completed, own_options, protects
 from vla_tune.console import say, table, warn
 from vla_tune.errors import RunError
-from vla_tune.keeping import read_by, record_sources, stale
-from vla_tune.report.frontier import write_frontier
-from vla_tune.report.runs import mean_energy_shed, read_json, read_metrics
-from vla_tune.report.streams import write_comparison
-from vla_tune.report.tables import NONE, number, percent
+from vla_tune.reports.frontier import write_frontier
+from vla_tune.reports.runs import mean_energy_shed, read_json, read_metrics
+from vla_tune.reports.streams import write_comparison
+from vla_tune.reports.tables import NONE, number, percent
+from vla_tune.stages.current import read_by, record_sources, stale
 from vla_tune.studies import Plan, load_study, make_plan, narrowed
 
 Times = dict[str, tuple[float, float]]
@@ -207,7 +207,7 @@ def _step_times(plan: Plan, clock: Clock) -> Times:
 
 def step_times(config: Config, methods: dict[str, tuple[MethodConfig, Path]]) -> Times:
     """The benchmark, imported when it is needed."""
-    from vla_tune.benchmark import step_ratio
+    from vla_tune.stages.step_times import step_ratio
 
     return step_ratio(config, methods)
 

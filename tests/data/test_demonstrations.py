@@ -104,7 +104,7 @@ def test_recording_again_gives_the_same_bits(recorded):
 
 
 def test_every_episode_ends_in_the_success_that_its_actions_reach():
-    from vla_tune.rollout.metaworld import FastMetaworldEnv
+    from vla_tune.simulators.metaworld import FastMetaworldEnv
 
     for episode in recording.record_task(MANIFEST, "reach-v3"):
         assert episode.seed >= recording.FIRST_SEED

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small import SETTINGS, features
 
-from vla_tune.anchors import Anchor
+from vla_tune.anchors.artifact import Anchor
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import load_processors, new_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter

@@ -27,6 +27,8 @@ from vla_tune.config import (
     WarmupConfig,
     WiSEFTConfig,
 )
+from vla_tune.engine import loop
+from vla_tune.engine.setup import show_groups
 from vla_tune.errors import UserError
 from vla_tune.geometry.gaussian import batch_moments
 from vla_tune.methods import make_method
@@ -34,11 +36,9 @@ from vla_tune.methods.insulated import CLIP, discretised
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import load_vlm, new_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
-from vla_tune.report.runs import layer_series, mean_energy_shed, read_run
+from vla_tune.reports.runs import layer_series, mean_energy_shed, read_run
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import train
-from vla_tune.training import loop
-from vla_tune.training.setup import show_groups
 from vla_tune.vqa.batches import Memory, answer_loss, answered_inputs
 
 ASKING = ("cotraining", "insulated", "agem", "ewc")

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from vla_tune.anchors import load_anchor
+from vla_tune.anchors.artifact import load_anchor
+from vla_tune.anchors.protection import Protection
+from vla_tune.engine.loop import as_floats
+from vla_tune.engine.setup import make_loader, make_optimizer, make_start
 from vla_tune.errors import UserError
 from vla_tune.methods import make_method
-from vla_tune.optim.protection import Protection
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor as anchor_stage
 from vla_tune.stages import train
-from vla_tune.training.loop import as_floats
-from vla_tune.training.setup import make_loader, make_optimizer, make_start
 from vla_tune.vqa.batches import answered_inputs
 from vla_tune.vqa.dataset import vqa_questions
 

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from vla_tune.anchors import load_anchor
+from vla_tune.anchors.artifact import load_anchor
+from vla_tune.anchors.inputs import linears
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.geometry.subspace import rank_of
-from vla_tune.policies.inputs import linears
 from vla_tune.policies.loading import load_processors, load_vlm, new_policy, save_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.resources import demo_vlm

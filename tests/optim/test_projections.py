@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_tune.anchors import Directions, protected_pairs
+from vla_tune.anchors.artifact import Directions, protected_pairs
+from vla_tune.anchors.projections import InputSide, Pairs
 from vla_tune.geometry.subspace import project_out, project_pairs
-from vla_tune.optim.projections import InputSide, Pairs
 
 seeds, energies = st.integers(0, 2**31 - 1), st.floats(0.05, 0.9999)
 

@@ -16,7 +16,7 @@ from vla_tune.policies.base import Taps, residual_taps
 from vla_tune.policies.loading import grafted_vlm, load_policy, load_processors, load_vlm, save_policy, save_vlm
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.policies.weights import moved_groups, weights_digest
-from vla_tune.vqa.prompts import prompts_of
+from vla_tune.vlm.prompts import prompts_of
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vla_tune.artifacts import read_artifact
+from vla_tune.artifacts.folder import read_artifact
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.policies.loading import load_vlm

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
-from vla_tune.artifacts import Draft
+from vla_tune.artifacts.folder import Draft
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt

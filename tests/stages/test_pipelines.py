@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from vla_tune.config import load_config
-from vla_tune.fetches import fetches
 from vla_tune.policies import adapter_class
 from vla_tune.policies.loading import load_processors, new_policy, save_policy
 from vla_tune.resources import available, demo_vlm
 from vla_tune.stages import anchor, evaluate, train
+from vla_tune.stages.downloads import fetches
 from vla_tune.vqa.dataset import vqa_questions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -6,11 +6,11 @@ import itertools
 import pytest
 import torch
 
+from vla_tune.engine.loop import as_floats
+from vla_tune.engine.plan import planned_bytes
+from vla_tune.engine.setup import make_loader, make_optimizer, make_start
 from vla_tune.methods import load_anchor, make_method, method_class
 from vla_tune.stages import anchor as anchor_stage
-from vla_tune.training.loop import as_floats
-from vla_tune.training.plan import planned_bytes
-from vla_tune.training.setup import make_loader, make_optimizer, make_start
 
 
 @pytest.fixture(scope="module")

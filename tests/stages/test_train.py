@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vla_tune.artifacts import files_table, read_artifact
+from vla_tune.artifacts.folder import files_table, read_artifact
+from vla_tune.engine import checkpoints, loop
 from vla_tune.errors import RunError, UserError
 from vla_tune.methods.full import Full
 from vla_tune.stages import train
-from vla_tune.training import checkpoints, loop
 
 
 def weights(run):

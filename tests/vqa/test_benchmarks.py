@@ -12,8 +12,8 @@ from PIL import Image
 
 from vla_tune.data.manifests import load_manifest
 from vla_tune.errors import UserError
-from vla_tune.keeping import sources
 from vla_tune.resources import available
+from vla_tune.stages.current import sources
 from vla_tune.vqa.dataset import metric_of, questions_digest, vqa_questions
 
 COLUMNS = {"question_id", "image_id", "image", "type", "question", "prompt", "answers", "choices"}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vla_tune.anchors.passes import pixels
 from vla_tune.errors import UserError
 from vla_tune.policies.pi0 import Pi0Adapter
 from vla_tune.policies.smolvla import SmolVLAAdapter
-from vla_tune.vqa.statistics import pixels
 
 SIZE = 48
 

@@ -8,8 +8,8 @@ from vlas import small_paligemma
 
 from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
+from vla_tune.vlm.prompts import prompts_of
 from vla_tune.vqa.dataset import vqa_questions
-from vla_tune.vqa.prompts import prompts_of
 from vla_tune.vqa.ranking import candidates, rank
 from vla_tune.vqa.scorers import scores
 

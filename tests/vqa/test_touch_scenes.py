@@ -8,8 +8,8 @@ import pytest
 
 from vla_tune.data.manifests import load_manifest, parse_manifest
 from vla_tune.errors import UserError
-from vla_tune.rollout.metaworld import FastMetaworldEnv
-from vla_tune.rollout.touch import COLOURS
+from vla_tune.simulators.metaworld import FastMetaworldEnv
+from vla_tune.simulators.touch import COLOURS
 from vla_tune.vqa.dataset import generate, generator_of
 from vla_tune.vqa.touch_scenes import ANSWERS, sample_touch_scene
 

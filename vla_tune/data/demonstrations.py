@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts import file_digest, files_table, write_json
+from vla_tune.artifacts.folder import file_digest, files_table, write_json
 from vla_tune.console import say, warn
 from vla_tune.data.manifests import DemonstrationsManifest, load_manifest, manifest_digest
 from vla_tune.errors import UserError, nearest

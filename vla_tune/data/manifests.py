@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from vla_tune.artifacts import table_digest
+from vla_tune.artifacts.folder import table_digest
 from vla_tune.config import read_yaml, structured
 from vla_tune.data.drawings import FAMILIES
 from vla_tune.data.scenes import QUESTION_TYPES, STYLES

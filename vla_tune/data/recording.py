@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from vla_tune.data.manifests import DemonstrationsManifest
-    from vla_tune.rollout.metaworld import FastMetaworldEnv
+    from vla_tune.simulators.metaworld import FastMetaworldEnv
 
 GENERATOR_VERSION = 1
 FIRST_SEED = 1_000_000
@@ -49,7 +49,7 @@ def record(manifest: DemonstrationsManifest) -> Iterator[list[Demonstration]]:
 
     Drawing and physics run outside Python's lock, so threads suffice. At most one task more than there are threads is held.
     """
-    from vla_tune.rollout.metaworld import check_task
+    from vla_tune.simulators.metaworld import check_task
 
     for task in manifest.tasks:
         check_task(task)
@@ -74,8 +74,8 @@ def record_task(manifest: DemonstrationsManifest, task: str) -> list[Demonstrati
         RunError: the expert fails too often.
 
     """
-    from vla_tune.rollout.drawing import close_renderers
-    from vla_tune.rollout.metaworld import FastMetaworldEnv
+    from vla_tune.simulators.drawing import close_renderers
+    from vla_tune.simulators.metaworld import FastMetaworldEnv
 
     size = manifest.image_size
     env = FastMetaworldEnv(task, obs_type="pixels_agent_pos", observation_width=size, observation_height=size, episode_length=STEP_LIMIT)
@@ -117,7 +117,7 @@ def write_dataset(manifest: DemonstrationsManifest, repo_id: str, root: Path) ->
     """Record a manifest's demonstrations into a new LeRobotDataset at `root`, pictures as PNG."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from vla_tune.rollout.metaworld import FastMetaworldEnv
+    from vla_tune.simulators.metaworld import FastMetaworldEnv
 
     size = manifest.image_size
     vector = {"dtype": "float32", "shape": (4,), "names": None}

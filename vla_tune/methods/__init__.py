@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vla_tune.anchors import Anchor, check_compatible, load_anchor
-from vla_tune.config import METHODS, MethodConfig
+from vla_tune.anchors.artifact import Anchor, check_compatible, load_anchor
+from vla_tune.config import METHODS, STRATEGIES, MethodConfig
 from vla_tune.errors import UserError, nearest
-from vla_tune.registry import class_named
+from vla_tune.methods.registry import class_named
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
 
     from vla_tune.methods.base import Method
+    from vla_tune.methods.continual import Strategy
     from vla_tune.vqa.batches import Memory
 
 __all__ = ["load_anchor", "make_method"]
@@ -62,3 +63,21 @@ def method_class(name: str) -> type[Method]:
     if name not in METHODS:
         raise UserError(f"method.name={name}: unknown method; {nearest(name, list(METHODS))}")
     return class_named("vla_tune.methods", name, Method)  # type: ignore[type-abstract]
+
+
+STREAM_FILES = {"full": "sequential", "lora": "sequential_lora"}
+"""Strategies whose file is not called by their name."""
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class of a strategy's name.
+
+    Raises:
+        UserError: unknown strategy.
+
+    """
+    from vla_tune.methods.continual import Strategy
+
+    if name not in STRATEGIES:
+        raise UserError(f"method.name={name}: a stream is learnt by one of {', '.join(STRATEGIES)}; {nearest(name, list(STRATEGIES))}")
+    return class_named("vla_tune.methods", name, Strategy, STREAM_FILES.get(name, name))  # type: ignore[type-abstract]

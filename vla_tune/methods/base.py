@@ -19,7 +19,7 @@ from vla_tune.policies import adapt
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
 
-    from vla_tune.anchors import Anchor
+    from vla_tune.anchors.artifact import Anchor
     from vla_tune.config import MethodConfig
     from vla_tune.vqa.batches import Memory
 
@@ -77,7 +77,7 @@ class Method:
         loss, _ = self.policy.forward(batch)
         return {"task": loss}
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:  # noqa: ARG002
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """What the optimizer is made with: torch's parameter groups, a learning rate where it is not `lr`."""
         return [{"params": [*self.policy.get_optim_params(), *self.extras.parameters()]}]
 
@@ -90,7 +90,7 @@ class Method:
         """The parameters whose gradients `combine` needs loss by loss; the others follow the task alone."""
         return {}
 
-    def reached_by(self, loss: str) -> dict[str, nn.Parameter]:  # noqa: ARG002
+    def reached_by(self, loss: str) -> dict[str, nn.Parameter]:
         """Those of the `combined_parameters` that a loss other than the task's gives a gradient to."""
         return self.combined_parameters()
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vla_tune.anchors.protection import Protection
 from vla_tune.console import say
 from vla_tune.methods.base import Method
-from vla_tune.optim.protection import Protection
 from vla_tune.policies.base import vlm_group_of
 
 
@@ -58,7 +58,7 @@ class Subspace(Method):
         if (self.steps + 1) % self.settings.subspace.every == 0:
             self._project_changes()
 
-    def finish(self, folder: Path) -> None:  # noqa: ARG002
+    def finish(self, folder: Path) -> None:
         """What the last steps brought in goes too: only the VLM that is exported has to be as good as the old one."""
         self._project_changes()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from vla_tune.artifacts import Artifact, read_artifact
+from vla_tune.artifacts.folder import Artifact, read_artifact
 from vla_tune.errors import UserError
 from vla_tune.methods.base import Method
 

@@ -11,16 +11,16 @@ import torch
 from lerobot.optim.optimizers import AdamWConfig, OptimizerConfig
 from torch import nn
 
-from vla_tune.anchors import check_compatible, load_anchor
+from vla_tune.anchors.artifact import check_compatible, load_anchor
+from vla_tune.anchors.protection import Protection
 from vla_tune.config import Config, PolicyConfig
 from vla_tune.errors import UserError
-from vla_tune.optim.protection import Protection
 from vla_tune.policies import adapt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vla_tune.anchors import Anchor
+    from vla_tune.anchors.artifact import Anchor
 
 
 @OptimizerConfig.register_subclass("subspace_adamw")

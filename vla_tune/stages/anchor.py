@@ -12,22 +12,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_tune.anchors import ROBOT, Directions, protected_pairs
-from vla_tune.artifacts import Artifact, Draft, write_json
+from vla_tune.anchors.artifact import ROBOT, Directions, protected_pairs
+from vla_tune.anchors.inputs import LinearInputs, linears
+from vla_tune.anchors.outputs import OutputGradients
+from vla_tune.anchors.passes import STOCK, answer_gradients, policy_moments, stock_moments, tensors_of
+from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import AnchorConfig, Config
 from vla_tune.console import say, table
 from vla_tune.geometry.subspace import rank_of, share_inside
+from vla_tune.learners.base import part_blocks
+from vla_tune.learners.questions import TEXT, VISION
 from vla_tune.policies import adapt
 from vla_tune.policies.base import vlm_group_of
-from vla_tune.policies.inputs import LinearInputs, linears
 from vla_tune.policies.loading import grafted_vlm, load_vlm
-from vla_tune.policies.outputs import OutputGradients
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
-from vla_tune.streams.learner import part_blocks
-from vla_tune.streams.questions import TEXT, VISION
 from vla_tune.vqa.dataset import vqa_questions
-from vla_tune.vqa.statistics import STOCK, answer_gradients, policy_moments, stock_moments, tensors_of
 
 if TYPE_CHECKING:
     from vla_tune.geometry.gaussian import Moments
@@ -104,9 +104,9 @@ def _inputs(config: AnchorConfig) -> LinearInputs:
 
 def _robot_frames(config: Config, layers: list[str]) -> tuple[list[Moments], LinearInputs]:
     """The same statistics over `anchor.frames` frames of the demonstrations; nothing where there are none."""
-    from vla_tune.policies.frames import frame_moments
-    from vla_tune.training.loop import as_floats
-    from vla_tune.training.setup import make_loader, make_start
+    from vla_tune.anchors.frames import frame_moments
+    from vla_tune.engine.loop import as_floats
+    from vla_tune.engine.setup import make_loader, make_start
 
     read = _inputs(config.anchor)
     if not config.anchor.frames or not (config.data.manifest or config.data.repo_id):

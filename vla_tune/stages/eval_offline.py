@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_tune.artifacts import Artifact, Draft, write_json
+from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.console import table
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
+from vla_tune.engine.loop import as_floats
+from vla_tune.engine.setup import episode_frames, frames_loader, heldout_episodes
 from vla_tune.errors import UserError
 from vla_tune.policies.loading import load_policy, load_processors, renamed
-from vla_tune.rollout.offline import offline_report, replay
-from vla_tune.training.loop import as_floats
-from vla_tune.training.setup import episode_frames, frames_loader, heldout_episodes
+from vla_tune.simulators.offline import offline_report, replay
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts import Artifact, Draft, files_table, table_digest, write_json
+from vla_tune.artifacts.folder import Artifact, Draft, files_table, table_digest, write_json
 from vla_tune.console import progress, table, warn
 from vla_tune.errors import UserError
-from vla_tune.rollout.ledger import Ledger
+from vla_tune.simulators.ledger import Ledger
 from vla_tune.stages import eval_offline, stream
 from vla_tune.stages.subject import subject
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from lerobot.processor import PolicyProcessorPipeline
 
     from vla_tune.config import Config, RolloutConfig
-    from vla_tune.rollout.actor import Actor
-    from vla_tune.rollout.episodes import Episode
-    from vla_tune.rollout.worlds import Simulator
+    from vla_tune.simulators.actor import Actor
+    from vla_tune.simulators.base import Simulator
+    from vla_tune.simulators.episodes import Episode
 
     type Play = Callable[[list[Episode], Callable[[Episode], None]], None]
 
@@ -82,8 +82,8 @@ class Evaluation:
     """
 
     def __init__(self, config: Config, policy: str) -> None:
-        from vla_tune.rollout.episodes import plan
-        from vla_tune.rollout.probe import plan_probe
+        from vla_tune.simulators.episodes import plan
+        from vla_tune.simulators.probe import plan_probe
 
         self._config, self._policy = config, policy
         settings = config.rollout
@@ -129,8 +129,8 @@ class Evaluation:
 
     def _player(self) -> Play:
         """Our own loop, with the policy opened."""
-        from vla_tune.rollout.players import player_maker
-        from vla_tune.rollout.runner import Runner
+        from vla_tune.simulators.players import player_maker
+        from vla_tune.simulators.runner import Runner
 
         settings, simulator = self._config.rollout, self.simulator
         actor, size = open_actor(self._config, self._policy, simulator)
@@ -140,7 +140,7 @@ class Evaluation:
 
     def _play_as_lerobot(self, episodes: list[Episode], on_done: Callable[[Episode], None]) -> None:
         from vla_tune.policies.loading import policy_config
-        from vla_tune.rollout.compat import run_as_lerobot_eval
+        from vla_tune.simulators.compat import run_as_lerobot_eval
 
         settings = self._config.rollout
         known = policy_config(self._policy).image_features
@@ -154,8 +154,8 @@ class Evaluation:
 
     def report(self) -> dict[str, Any]:
         """Success overall, by task and by group with 95 % intervals, the language probe, and what the figures depend on."""
-        from vla_tune.rollout.probe import probe_report
-        from vla_tune.rollout.success import mean_rate
+        from vla_tune.simulators.probe import probe_report
+        from vla_tune.simulators.success import mean_rate
 
         settings, simulator = self._config.rollout, self.simulator
         by_task: dict[str, dict[str, Any]] = {}
@@ -185,16 +185,16 @@ class Evaluation:
 
 def rate(episodes: list[Episode]) -> dict[str, Any]:
     """The share that succeeded with its Wilson 95 % interval, and of how many."""
-    from vla_tune.rollout.success import wilson
+    from vla_tune.simulators.success import wilson
 
     return {**wilson(sum(episode.success for episode in episodes), len(episodes)), "episodes": len(episodes)}
 
 
 def check_rollout(config: RolloutConfig) -> tuple[Simulator, list[str]]:
     """The simulator and the tasks that are asked for; tells what is wrong with the plan before a policy is loaded."""
-    from vla_tune.rollout.episodes import check_plan
-    from vla_tune.rollout.probe import swap
-    from vla_tune.rollout.worlds import simulator_of, tasks_of
+    from vla_tune.simulators.base import simulator_of, tasks_of
+    from vla_tune.simulators.episodes import check_plan
+    from vla_tune.simulators.probe import swap
 
     simulator = simulator_of(config.tasks)
     tasks = tasks_of(simulator, config.tasks)
@@ -224,7 +224,7 @@ def _check_compat(config: RolloutConfig, tasks: list[str]) -> None:
 
 def open_actor(config: Config, path: str, simulator: Simulator) -> tuple[Actor, int]:
     """The policy behind lerobot's processors for this environment and its own, and the edge of the pictures to show it."""
-    from vla_tune.rollout.actor import Actor, trained_size
+    from vla_tune.simulators.actor import Actor, trained_size
 
     policy, processors = open_policy(config, path, simulator)
     size = trained_size(policy, processors[0], simulator)
@@ -239,7 +239,7 @@ def open_policy(
 ) -> tuple[PreTrainedPolicy, tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]]:
     """The policy and its processors, by lerobot's loaders, once it is sure that it reads what the world shows."""
     from vla_tune.policies.loading import load_policy, load_processors
-    from vla_tune.rollout.actor import check_fits
+    from vla_tune.simulators.actor import check_fits
 
     policy = load_policy(path, n_action_steps=config.rollout.n_action_steps, device=config.device)
     processors = load_processors(policy, path)

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from vla_tune.anchors import Anchor, load_anchor
-from vla_tune.artifacts import Artifact, Draft, write_json
+from vla_tune.anchors.artifact import Anchor, load_anchor
+from vla_tune.anchors.passes import drift, stock_moments
+from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import Config
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, policy_config, policy_vlm, vlm_source
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
-from vla_tune.report.tables import p_value
+from vla_tune.reports.tables import p_value
 from vla_tune.stages import stream
 from vla_tune.stages.subject import subject
 from vla_tune.vqa.answering import answer, cached_answers
@@ -27,7 +28,6 @@ from vla_tune.vqa.dataset import metric_of, vqa_questions
 from vla_tune.vqa.ranking import MOST, candidates, rank
 from vla_tune.vqa.scorers import options, scores, yes_no_figures
 from vla_tune.vqa.scoring import Floats, Scored, accuracy_by_type, blind_answers, mcnemar, summarise
-from vla_tune.vqa.statistics import drift, stock_moments
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_tune.artifacts import Artifact
+from vla_tune.artifacts.folder import Artifact
 from vla_tune.console import say, warn
 from vla_tune.errors import UserError
 

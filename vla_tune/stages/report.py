@@ -6,10 +6,10 @@ import importlib.metadata
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vla_tune.artifacts import Artifact, Draft, write_json
+from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.console import say
-from vla_tune.report.page import numbers, page
-from vla_tune.report.runs import read_runs
+from vla_tune.reports.page import numbers, page
+from vla_tune.reports.runs import read_runs
 
 
 def run(runs: list[Path], out: Path, *, overwrite: bool = False) -> Artifact:

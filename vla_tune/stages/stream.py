@@ -7,20 +7,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts import Artifact, Draft, environment, read_artifact, write_json
+from vla_tune.artifacts.folder import Artifact, Draft, environment, read_artifact, write_json
 from vla_tune.config import departures, protects, value_of
 from vla_tune.console import say, table, warn
-from vla_tune.continual import strategy_class
+from vla_tune.engine.checkpoints import begun_with, cut_metrics, reopen
 from vla_tune.errors import UserError
-from vla_tune.training.checkpoints import begun_with, cut_metrics, reopen
+from vla_tune.methods import strategy_class
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vla_tune.anchors import Anchor
+    from vla_tune.anchors.artifact import Anchor
     from vla_tune.config import Config
-    from vla_tune.streams.evaluation import Cell
-    from vla_tune.streams.training import Stream
+    from vla_tune.engine.stream import Stream
+    from vla_tune.learners.matrix import Cell
 
 FREE = ("train.log_every", "train.checkpoint_every", "train.path", "data.cache_mb", "stream.folder", "stream.merged")
 """Keys that may change between a run and its resumption; tasks may be added at the end of the stream."""
@@ -47,7 +47,7 @@ def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: boo
         plan: print what would train, and stop (returns None).
 
     """
-    from vla_tune.streams.training import AFTER, Stream, go_on
+    from vla_tune.engine.stream import AFTER, Stream, go_on
 
     began = time.monotonic()
     _warn_of_left_out(config, "train")
@@ -99,8 +99,8 @@ def _warn_of_places(config: Config) -> None:
 
 def _anchor(config: Config, run: Path) -> Anchor | None:
     """The anchor that a protecting strategy holds on to."""
-    from vla_tune.anchors import load_anchor
-    from vla_tune.streams import kind_of
+    from vla_tune.anchors.artifact import load_anchor
+    from vla_tune.learners import kind_of
 
     if not protects(config):
         return None
@@ -111,8 +111,8 @@ def _anchor(config: Config, run: Path) -> Anchor | None:
 
 def _publish(config: Config, stream: Stream, draft: Draft, seconds: float, earlier: int, inputs: list[dict[str, str]]) -> Artifact:
     """earlier: the steps before a resumption, whose time is known from them alone."""
-    from vla_tune.report.runs import median_step_s, read_metrics
-    from vla_tune.streams.evaluation import parameters
+    from vla_tune.learners.matrix import parameters
+    from vla_tune.reports.runs import median_step_s, read_metrics
 
     rows = read_metrics(draft.path / "metrics.jsonl")
     step_s = median_step_s(rows) or 0.0
@@ -151,7 +151,7 @@ def _save_merged(stream: Stream, draft: Draft) -> None:
 
 def _extends(config: Config, run: Path, *, overwrite: bool, resume: bool) -> bool:
     """Check what lies there already; whether a finished stream is to be taken on."""
-    from vla_tune.streams.training import begun
+    from vla_tune.engine.stream import begun
 
     target, partial = run / "train", run / "train.partial"
     unfinished = begun(partial)
@@ -218,11 +218,11 @@ def is_robots(config: Config) -> bool:
 
 
 def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artifact:
-    from vla_tune.keeping import read_by, sources
-    from vla_tune.streams.cells import CellStore
-    from vla_tune.streams.deployed import Deployed
-    from vla_tune.streams.evaluation import figures, measure, parameters
-    from vla_tune.streams.training import Stream
+    from vla_tune.artifacts.eval_cache import CellStore
+    from vla_tune.engine.stream import Stream
+    from vla_tune.learners.deployed import Deployed
+    from vla_tune.learners.matrix import figures, measure, parameters
+    from vla_tune.stages.current import read_by, sources
 
     source = Path(config.train.path) if config.train.path else run / "train"
     artifact = read_artifact(source, "train", f"vla-tune train {config.pipeline} --out {run}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_tune.artifacts import Artifact, read_artifact
+from vla_tune.artifacts.folder import Artifact, read_artifact
 
 if TYPE_CHECKING:
     from vla_tune.config import Config

@@ -7,22 +7,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.anchors import Anchor, load_anchor
-from vla_tune.artifacts import Artifact, Draft, read_artifact, write_json
+from vla_tune.anchors.artifact import Anchor, load_anchor
+from vla_tune.artifacts.folder import Artifact, Draft, read_artifact, write_json
 from vla_tune.config import departures
 from vla_tune.console import say
+from vla_tune.engine.checkpoints import begun_with, cut_metrics, finished, load_checkpoint, reopen
+from vla_tune.engine.export import export
+from vla_tune.engine.heldout import heldout_loss
+from vla_tune.engine.loop import Loop
+from vla_tune.engine.plan import show_plan
+from vla_tune.engine.setup import make_loader, make_memory, make_optimizer, make_start, show_groups
 from vla_tune.errors import UserError
-from vla_tune.fetches import fetches, show_fetches
 from vla_tune.methods import make_method, method_class
 from vla_tune.methods.wise_ft import finished_run
-from vla_tune.report.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
+from vla_tune.reports.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
 from vla_tune.stages import stream
-from vla_tune.training.checkpoints import begun_with, cut_metrics, finished, load_checkpoint, reopen
-from vla_tune.training.export import export
-from vla_tune.training.heldout import heldout_loss
-from vla_tune.training.loop import Loop
-from vla_tune.training.plan import show_plan
-from vla_tune.training.setup import make_loader, make_memory, make_optimizer, make_start, show_groups
+from vla_tune.stages.downloads import fetches, show_fetches
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -75,7 +75,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
 
 def _ready(config: Config) -> bool:
     """Check what can be checked without a download, and tell what would be downloaded; whether nothing of it is for training."""
-    from vla_tune.rollout.worlds import simulator_of, tasks_of
+    from vla_tune.simulators.base import simulator_of, tasks_of
 
     if config.rollout.tasks:
         tasks_of(simulator_of(config.rollout.tasks), config.rollout.tasks)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from vla_tune.artifacts import table_digest, write_json
+from vla_tune.artifacts.folder import table_digest, write_json
 from vla_tune.console import progress
 from vla_tune.resources import cache_folder
+from vla_tune.vlm.prompts import prompts_of
 from vla_tune.vqa.batches import asked
 from vla_tune.vqa.dataset import questions_digest
-from vla_tune.vqa.prompts import prompts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vla_tune.vqa.prompts import prompts_of
+from vla_tune.vlm.prompts import prompts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts import file_digest
+from vla_tune.artifacts.folder import file_digest
 from vla_tune.data.manifests import QUESTIONS_FILE, BenchmarkManifest, LabelledManifest
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_tune.artifacts import file_digest, table_digest, write_json
+from vla_tune.artifacts.folder import file_digest, table_digest, write_json
 from vla_tune.console import warn
 from vla_tune.data.manifests import BenchmarkManifest, DemonstrationsManifest, LabelledManifest, VqaManifest, load_manifest
 from vla_tune.data.scenes import SPLITS, noisy, picture_hash

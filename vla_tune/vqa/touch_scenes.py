@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vla_tune.data.scenes import IMAGE_SIZE, SPLITS
-from vla_tune.rollout.metaworld import FastMetaworldEnv
-from vla_tune.rollout.touch import COLOURS, RADIUS
+from vla_tune.simulators.metaworld import FastMetaworldEnv
+from vla_tune.simulators.touch import COLOURS, RADIUS
 from vla_tune.vqa.generator import Generator, Question
 from vla_tune.vqa.questions import relation
 

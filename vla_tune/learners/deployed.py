@@ -1,0 +1,66 @@
+"""A model as it is met after some task of a stream: no task id is given, each sample's task is told from its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vla_tune.experts.tasks import NONE
+
+if TYPE_CHECKING:
+    from vla_tune.experts.tasks import TaskRouter
+    from vla_tune.methods.continual import Strategy, Tasks
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A strategy and its router of tasks as they stand.
+
+    how: `sample` decides for every sample alone; `batch` once for all that are seen together, as published selectors do (of pictures
+        a whole test set, of questions `vqa.batch_size`, of a robot the calls of `rollout.parallel` worlds); `given` takes the number
+        `task`, the upper bound that an oracle would reach.
+    """
+
+    strategy: Strategy
+    router: TaskRouter
+    how: str = "sample"
+    task: int | None = None
+
+    def tasks(self, features: Tensor) -> Tensor | None:
+        """The tasks of samples by the frozen model's features `[n, d]`; None where the strategy treats all alike."""
+        if not self.strategy.routes:
+            return None
+        if self.how == "given":
+            known = self.task is not None and self.task in self.router.sums
+            return features.new_full((len(features),), self.task if known and self.task is not None else NONE).long()
+        if not self.router.sums:
+            return features.new_full((len(features),), NONE).long()
+        return (self.router.assign if self.how == "sample" else self.router.assign_batch)(features)
+
+    def around[T](
+        self, see: Callable[[T], Tensor], taken: list[Tensor], pictures: Callable[[T], Tensor | None] = lambda _: None
+    ) -> Callable[[T], AbstractContextManager[None]]:
+        """Given a batch's inputs: the context of a pass over it, once `see` has said how the frozen model sees it.
+
+        taken: what the batches' samples are taken for is added here. pictures: how many each sample has; by default all as many.
+        """
+
+        def context(inputs: T) -> AbstractContextManager[None]:
+            if not self.strategy.routes:
+                return self.routed(None)
+            with self.routed(None):
+                features = see(inputs)
+            tasks = self.tasks(features)
+            assert tasks is not None
+            taken.append(tasks)
+            return self.routed(tasks, pictures(inputs))
+
+        return context
+
+    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
+        """Forward passes in here are those of these tasks."""
+        return self.strategy.routed(tasks, pictures)
