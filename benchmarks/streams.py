@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from vla_tune.engine.stream import AFTER, Stream
 
 from vla_tune.artifacts.folder import read_artifact
 from vla_tune.cli import reported
 from vla_tune.config import Config, load_config, structured
-from vla_tune.engine.stream import AFTER, Stream
 from vla_tune.errors import UserError
 from vla_tune.learners import open_learner
 from vla_tune.learners.base import Learner

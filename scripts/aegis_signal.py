@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from lerobot.utils.utils import cycle
 from torch import Tensor, nn
+from vla_tune.engine.loop import as_floats
+from vla_tune.engine.setup import make_loader, make_optimizer, make_start
 
 from vla_tune.anchors.artifact import Subspace, load_anchor, protected_pairs
 from vla_tune.anchors.inputs import LinearInputs
@@ -29,8 +31,6 @@ from vla_tune.anchors.passes import answer_gradients, stock_moments
 from vla_tune.artifacts.folder import write_json
 from vla_tune.config import Config, load_config
 from vla_tune.console import progress, table
-from vla_tune.engine.loop import as_floats
-from vla_tune.engine.setup import make_loader, make_optimizer, make_start
 from vla_tune.geometry.projection import remove_conflict
 from vla_tune.geometry.subspace import project_pairs
 from vla_tune.methods import make_method

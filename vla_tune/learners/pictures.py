@@ -17,7 +17,7 @@ from vla_tune.data.labelled_images import LabelledImages, labelled_images
 from vla_tune.data.manifests import in_folder
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE, side_by_side
-from vla_tune.learners.base import Learner, draws, no_padding, part_blocks, redraws
+from vla_tune.learners.base import StreamLearner, draws, no_padding, part_blocks, redraws
 from vla_tune.learners.patches import patch_responses
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Pixels:
         return "of one row"
 
 
-class Pictures(Learner):
+class Pictures(StreamLearner):
     """A CLIP, its two towers; a batch is `(task, pixels [batch, 3, height, width], labels [batch])`."""
 
     model: Any
@@ -140,14 +140,14 @@ class Pictures(Learner):
     # Scoring.
 
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
-        features = self._test_features(task) if deployed.strategy.routes else None
+        features = self._test_features(task) if deployed.method.routes else None
         return self._score(self._sets[task]["test"], self._pixels(task, "test"), self._labels(task, "test"), features, deployed)
 
     def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None] | None:
         known = self._reference_test
         if known is None:
             return None
-        features = self._reference_features if deployed.strategy.routes else None
+        features = self._reference_features if deployed.method.routes else None
         return self._score(known, self._reference_pixels, self._reference_labels, features, deployed)
 
     @torch.no_grad()

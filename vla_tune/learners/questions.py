@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vla_tune.data.manifests import in_folder
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import question_features, score_questions
-from vla_tune.learners.base import Learner, draws, no_padding, part_blocks, redraws
+from vla_tune.learners.base import StreamLearner, draws, no_padding, part_blocks, redraws
 from vla_tune.policies.loading import load_vlm, save_vlm
 from vla_tune.vqa.batches import answer_loss, answered_inputs
 from vla_tune.vqa.dataset import vqa_questions
@@ -29,7 +29,7 @@ TEXT = r"model\.(text_model|language_model)\.layers\.\d+"
 VISION = r"model\.(vision_model|vision_tower(\.vision_model)?)\.encoder\.layers\.\d+"
 
 
-class Questions(Learner):
+class Questions(StreamLearner):
     """A VLM; a batch is what its forward takes, labels included. What belongs to no task: the questions of `stream.reference`."""
 
     writes = True

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vla_tune.methods.base import Method, Summed
+from vla_tune.methods.base import Method, Summed, Term
 from vla_tune.vqa.batches import answer_loss
 
 
@@ -21,8 +21,8 @@ class Cotraining(Summed):
         self.require_answers()
         self.weight = self.settings.cotraining.weight
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {**super().losses(batch), "answers": step_answers(self, batch, self.settings.cotraining.share)}
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
+        return self.summed(self.task_loss(batch), answers=step_answers(self, batch, self.settings.cotraining.share))
 
 
 def step_answers(method: Method, batch: dict[str, Any], share: float) -> Tensor:

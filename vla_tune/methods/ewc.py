@@ -32,7 +32,7 @@ class EWC(L2SP):
         """Over the first questions, one at a time: the square of a batch's mean gradient would not do."""
         trained = self.trained("vlm")
         fisher = {name: torch.zeros_like(p) for name, p in trained.items()}
-        self.policy.eval()
+        self.model.eval()
         with progress("fisher information", samples, "questions") as counter:
             for row in range(samples):
                 loss = answer_loss(self.adapter.vlm, answered_inputs(self.memory.processor, self.memory.questions, [row]))

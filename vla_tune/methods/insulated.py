@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vla_tune.methods.base import Method
+from vla_tune.methods.base import Method, Term
 from vla_tune.methods.cotraining import step_answers
 from vla_tune.policies.base import Taps
 
@@ -31,23 +30,21 @@ class Insulated(Method):
     def prepare(self) -> None:
         self.require_trainable_vlm()
         self.require_answers()
-        config = self.policy.config
+        config: Any = self.adapter.policy.config
         self._shape = (config.chunk_size, config.action_feature.shape[0], self.settings.insulated.bins)
         self.extras["actions"] = nn.Linear(self.adapter.width, math.prod(self._shape)).to(config.device)
+        self._expert = {**self.trained("expert"), **self.trained("state_proj")}
+        self._vlm = {**self.trained("vlm"), **{f"extras:{name}": p for name, p in self.extras.named_parameters()}}
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
         with self.adapter.taps() as taps:
-            flow = super().losses(batch)
-        return {**flow, "actions": self._action_loss(taps, batch), "answers": step_answers(self, batch, self.settings.insulated.share)}
-
-    def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:
-        losses = self.losses(batch)
-        self.diagnostics = {name: loss.item() for name, loss in losses.items()}
-        expert = {**self.trained("expert"), **self.trained("state_proj")}
-        backward(losses["task"], retain_graph=True, inputs=list(expert.values()))
-        vlm = [*self.trained("vlm").values(), *self.extras.parameters()]
-        backward(losses["actions"] + self.settings.insulated.weight * losses["answers"], inputs=vlm)
-        return losses["task"].detach()
+            flow = super().terms(batch)["task"].value
+        options = self.settings.insulated
+        return {
+            "task": Term(flow, into=self._expert, shown=True),
+            "actions": Term(self._action_loss(taps, batch), into=self._vlm, shown=True),
+            "answers": Term(step_answers(self, batch, options.share), options.weight, into=self._vlm, shown=True),
+        }
 
     def _action_loss(self, taps: Taps, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy of the chunk's bins; steps beyond the episode's end do not count."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from vla_tune.geometry.gaussian import anchor_distances
-from vla_tune.methods.base import Summed
+from vla_tune.methods.base import Summed, Term
 
 
 class Penalty(Summed):
@@ -21,11 +20,11 @@ class Penalty(Summed):
         self.require_trainable_vlm()
         self.weight = self.settings.penalty.weight
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
         with self.adapter.taps() as taps:
-            task = super().losses(batch)
+            task = self.task_loss(batch)
         assert taps.mask is not None
         assert self.anchor is not None
         statistics = zip(self.anchor.mean, self.anchor.std, strict=True)
         layers = anchor_distances(taps.states, taps.mask, statistics, whiten=self.settings.penalty.whiten)
-        return {**task, "penalty": torch.stack(layers).sum() / self.adapter.width}
+        return self.summed(task, penalty=torch.stack(layers).sum() / self.adapter.width)

@@ -105,8 +105,8 @@ def _inputs(config: AnchorConfig) -> LinearInputs:
 def _robot_frames(config: Config, layers: list[str]) -> tuple[list[Moments], LinearInputs]:
     """The same statistics over `anchor.frames` frames of the demonstrations; nothing where there are none."""
     from vla_tune.anchors.frames import frame_moments
-    from vla_tune.engine.loop import as_floats
-    from vla_tune.engine.setup import make_loader, make_start
+    from vla_tune.data.loader import as_floats, make_loader
+    from vla_tune.learners.start import make_start
 
     read = _inputs(config.anchor)
     if not config.anchor.frames or not (config.data.manifest or config.data.repo_id):
