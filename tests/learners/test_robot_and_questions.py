@@ -18,7 +18,7 @@ from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import pictures_of
 from vla_tune.learners.deployed import Deployed
-from vla_tune.learners.policy import Robot
+from vla_tune.learners.robot import Robot
 from vla_tune.policies.loading import load_vlm, save_vlm
 from vla_tune.reports.runs import read_json
 from vla_tune.resources import demo_vlm
