@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.anchors.artifact import Anchor, check_compatible, load_anchor
 from vla_tune.config import MethodConfig
 from vla_tune.engine.log import as_number
-from vla_tune.engine.reduce import backward
+from vla_tune.engine.reduce import reduce
 from vla_tune.learners.policy import PolicyLearner
 from vla_tune.methods import method_class
 from vla_tune.policies import adapt
@@ -41,10 +41,9 @@ class PolicyMethod:
             The task's loss, detached.
 
         """
-        terms = self.method.terms(batch)
-        self.method.combine(backward(terms))
-        self._shown = {name: term.value.detach() for name, term in terms.items() if term.shown}
-        return terms["task"].value.detach()
+        losses, self._shown, gradients = reduce(self.method, batch)
+        self.method.combine(gradients)
+        return losses["task"]
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's step, with whatever the method does around it; gradients are cleared."""

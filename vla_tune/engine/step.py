@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vla_tune.engine.reduce import backward
+from vla_tune.engine.reduce import reduce
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -26,17 +26,18 @@ class Step:
     optimizer: Optimizer
     scheduler: LRScheduler
     clip_norm: float
+    parts: int = 1
+    """Micro-batches that a batch is taken in."""
 
     def __call__(self, batch: Any) -> dict[str, Any]:
         """One batch, one update; the step's figures."""
         began = time.perf_counter()
         method = self.method
-        terms = method.terms(batch)
-        gradients = backward(terms)
+        losses, shown, gradients = reduce(method, batch, self.parts)
         method.combine(gradients)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
         lr = self.scheduler.get_last_lr()[0]
-        figures = {"loss": terms["task"].value.detach(), "lr": lr, "grad_norm": norm}
+        figures = {"loss": losses["task"], "lr": lr, "grad_norm": norm}
         self.check(figures)
         method.before_update()
         self.optimizer.step()
@@ -45,7 +46,6 @@ class Step:
         method.steps += 1
         if method.after_update():
             self.exchange(method.parameters())
-        shown = {name: term.value.detach() for name, term in terms.items() if term.shown}
         return {**figures, "step_s": time.perf_counter() - began, **shown, **method.diagnostics}
 
     @property

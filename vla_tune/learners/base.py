@@ -51,6 +51,18 @@ class Learner:
         """The task's loss on a batch."""
         raise NotImplementedError
 
+    def count(self, batch: Batch) -> Tensor | int:
+        """Over how many elements the loss on this batch is a mean."""
+        raise NotImplementedError
+
+    def size(self, batch: Batch) -> int:
+        """How many samples a batch has."""
+        return len(next(iter(batch.values())))
+
+    def rows(self, batch: Batch, rows: slice) -> Batch:
+        """Some samples of a batch, as a batch."""
+        return {key: value[rows] for key, value in batch.items()}
+
     def batches(self, task: int, step: int) -> Iterator[Batch]:
         """Training batches of a task without end, as after `step` of them."""
         raise NotImplementedError

@@ -104,6 +104,16 @@ class Pictures(StreamLearner):
         logits = self.model(pixel_values=pixels.to(self.device), **prompts).logits_per_image
         return F.cross_entropy(logits, labels.to(self.device), label_smoothing=SMOOTHING)
 
+    def count(self, batch: tuple[int, Tensor, Tensor]) -> int:
+        return len(batch[2])
+
+    def size(self, batch: tuple[int, Tensor, Tensor]) -> int:
+        return len(batch[2])
+
+    def rows(self, batch: tuple[int, Tensor, Tensor], rows: slice) -> tuple[int, Tensor, Tensor]:
+        task, pixels, labels = batch
+        return task, pixels[rows], labels[rows]
+
     def probe(self, task: int) -> tuple[int, Tensor, Tensor]:
         rows = torch.arange(min(PROBE, len(self._labels(task, "train"))))
         return task, self._pixels(task, "train")(rows), self._labels(task, "train")[rows]

@@ -14,7 +14,7 @@ from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import question_features, score_questions
 from vla_tune.learners.base import StreamLearner, draws, no_padding, part_blocks, redraws
 from vla_tune.policies.loading import load_vlm, save_vlm
-from vla_tune.vqa.batches import answer_loss, answered_inputs
+from vla_tune.vqa.batches import answer_loss, answer_tokens, answered_inputs
 from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class Questions(StreamLearner):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         self.counted = no_padding(batch["attention_mask"])
         return answer_loss(self.model, batch)  # type: ignore[arg-type]
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return answer_tokens(batch)
 
     def probe(self, task: int) -> dict[str, Tensor]:
         known = self._questions(task)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vla_tune.console import say
 from vla_tune.errors import UserError
-from vla_tune.geometry.gaussian import anchor_distances, sample_tokens
+from vla_tune.geometry.gaussian import BatchSums, anchor_distances, sample_tokens
 from vla_tune.geometry.projection import remove_conflict, remove_conflict_each
-from vla_tune.methods.base import Gradients, Method, Parameters, Term, filled
+from vla_tune.methods.base import WHOLE, Gradients, Method, Parameters, Term, filled
 from vla_tune.policies.base import Taps
 
 _PULL = "pull."
@@ -53,12 +53,25 @@ class Aegis(Method):
         fresh = self.steps % self.options.every == 0
         with torch.set_grad_enabled(fresh):
             penalty = self._penalty(taps)
-        self._drift = [w2.detach() for w2 in penalty]
         if not fresh:
             return task
+        mean = self.part == WHOLE
         if self.options.local:  # a block's own parameters reach its output through the block alone: autograd goes no further down for them
-            return {**task, **{f"anchor.{layer}": Term(penalty[layer], into=own, apart=True) for layer, own in self._layers.items()}}
-        return {**task, "anchor": Term(torch.stack(penalty).sum(), into=self._blocks, apart=True)}
+            own = self._layers.items()
+            return {**task, **{f"anchor.{layer}": Term(penalty[layer], into=ps, apart=True, mean=mean) for layer, ps in own}}
+        return {**task, "anchor": Term(torch.stack(penalty).sum(), into=self._blocks, apart=True, mean=mean)}
+
+    def survey(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        """The penalty is a statistic of the whole batch: the prefix is passed once more, to gather it."""
+        if self.options.samples:
+            raise UserError(
+                "train.accumulate: method.aegis.samples draws tokens of a whole batch, and micro-batches do not hold it; set it to 0"
+            )
+        if self.part.index == 0:
+            self._sums = BatchSums()
+        taps = self.adapter.batch_prefix(batch)
+        self._sums.add(taps.states, taps.counted(self.options.tokens))
+        return super().survey(batch)
 
     def combine(self, gradients: dict[str, Gradients]) -> None:
         """Project the task gradient, or keep the penalty's for `update`. Drift is the penalty / width."""
@@ -109,11 +122,17 @@ class Aegis(Method):
         return list(zip(anchor.robot_mean, anchor.robot_std, strict=True))
 
     def _penalty(self, taps: Taps) -> list[Tensor]:
-        """Of each block, the squared distance of this batch's tokens to the anchor."""
+        """Of each block, the squared distance of this batch's tokens to the anchor; of a micro-batch, its part in that."""
         mask = taps.counted(self.options.tokens)
+        if self.part != WHOLE:
+            whole, parts = self._sums.distances(taps.states, mask, self._statistics, whiten=self.options.whiten)
+            self._drift = whole
+            return parts
         if self.options.samples:
             mask = sample_tokens(mask, self.options.samples, seed=self.steps)
-        return anchor_distances(taps.states, mask, self._statistics, whiten=self.options.whiten)
+        penalty = anchor_distances(taps.states, mask, self._statistics, whiten=self.options.whiten)
+        self._drift = [w2.detach() for w2 in penalty]
+        return penalty
 
     def _project(self, descent: Gradients) -> dict[str, list[Any]]:
         """Take the conflict with the penalty's gradient out of `descent`, in place; diagnostics hold None for a frozen block."""

@@ -38,6 +38,7 @@ class Term:
     into: the parameters that it gives a gradient to; None: all that train.
     apart: its gradient joins no other: `Method.combine` gets it under the term's name.
     shown: whether the log shows its value.
+    mean: whether it is a mean, which a batch that comes in micro-batches is to be the mean over; else the parts' values are summed.
     """
 
     value: Tensor
@@ -45,6 +46,23 @@ class Term:
     into: Parameters | None = None
     apart: bool = False
     shown: bool = False
+    mean: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which micro-batch of a batch this is: number `index` of `of`; `samples`: of the whole batch, 0 where it comes whole."""
+
+    index: int = 0
+    of: int = 1
+    samples: int = 0
+
+    def rows(self, count: int) -> slice:
+        """Its share of `count` samples that a method brings itself; it may be none."""
+        return slice(count * self.index // self.of, count * (self.index + 1) // self.of)
+
+
+WHOLE = Part()
 
 
 class Method:
@@ -81,6 +99,8 @@ class Method:
         """Of the last step, for the log: a number or a list per layer; tensors stay on the device."""
         self.task, self.steps = 0, 0
         """The task that is learnt, and the optimizer's steps taken in it; the engine sets them."""
+        self.part = WHOLE
+        """The micro-batch at hand; the engine sets it."""
         self.extras = nn.ModuleDict()
         """What trains beside the model without being a part of it; checkpoints hold it, the exported policy does not."""
         self.prepare()
@@ -142,6 +162,18 @@ class Method:
         """The losses of one batch by name; the first is the task's."""
         with self.routed(self.task):
             return {"task": Term(self.learner.loss(batch))}
+
+    def survey(self, batch: Any) -> dict[str, Tensor | int]:
+        """Over how many elements each term of a micro-batch is a mean, by the term's name; one that is not named counts once.
+
+        Called for every micro-batch of a batch before the first is trained on, without gradients; not where the batch is whole. A
+        method whose loss is a statistic of the whole batch gathers it here.
+
+        Raises:
+            UserError: the method cannot take a batch in parts.
+
+        """
+        return {"task": self.learner.count(batch)}
 
     def combine(self, gradients: dict[str, Gradients]) -> None:
         """Work on the gradients that the parameters hold; those of terms `apart` come by the terms' names."""

@@ -6,6 +6,7 @@ import copy
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from vla_tune.methods.base import Summed, Term
 from vla_tune.policies import adapt
@@ -30,5 +31,14 @@ class Distillation(Summed):
             target = self._teacher.batch_prefix(batch)
         mask = taps.mask
         assert mask is not None
-        blocks = [(now[mask].float() - then[mask].float()).square().mean() for now, then in zip(taps.states, target.states, strict=True)]
-        return self.summed(task, distance=torch.stack(blocks).mean())
+        blocks = [
+            torch.where(mask[..., None], now.float() - then.float(), 0).square().sum()
+            for now, then in zip(taps.states, target.states, strict=True)
+        ]
+        return self.summed(task, distance=torch.stack(blocks).mean() / (mask.sum() * self.adapter.width))
+
+    def survey(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        """The tokens that count are known once the prefix is embedded, so the teacher's pass is made twice."""
+        mask = self._teacher.batch_prefix(batch).mask
+        assert mask is not None
+        return {**super().survey(batch), "distance": mask.sum()}

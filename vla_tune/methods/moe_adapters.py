@@ -61,6 +61,9 @@ class MoEAdapters(Continual):
         finally:
             self.adapters.eval()
 
+    def survey(self, batch: Any) -> dict[str, Tensor | int]:
+        raise UserError("train.accumulate: moe_adapters' routers draw noise for a batch as a whole; leave it at 1")
+
     def end(self, task: int) -> None:
         for block, frozen in zip(self.blocks, self.frozen, strict=True):
             frozen.extend(block.most_used(self.own.experts, frozen))
