@@ -35,10 +35,11 @@ from vla_tune.geometry.projection import remove_conflict
 from vla_tune.geometry.subspace import project_pairs
 from vla_tune.methods import make_method
 from vla_tune.methods.base import Gradients, Method
-from vla_tune.policies.loading import load_vlm
 from vla_tune.policies.smolvla import SmolVLAAdapter
-from vla_tune.vqa.batches import Memory, answer_loss
+from vla_tune.vlm.batches import answer_loss
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
+from vla_tune.vqa.replay import ReplayQuestions
 
 QUESTIONS = 96
 JUDGED = 512
@@ -69,7 +70,7 @@ def main() -> None:
     anchor = load_anchor(given.anchor)
     start = make_start(config)
     judge = Judge(config, start.base_vlm, list(anchor.subspace.reads))
-    memory = Memory(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(start.base_vlm)[1], config.seed)
+    memory = ReplayQuestions(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(start.base_vlm)[1], config.seed)
     method = make_method("aegis", start.policy, anchor=anchor, settings=config.method)
     optimizer, scheduler, clip = make_optimizer(config, method)
     batches = cycle(make_loader(config, start.dataset, 0))
@@ -116,7 +117,7 @@ class Judge:
         return total
 
 
-def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace, judge: Judge) -> dict[str, float]:
+def look(method: Method, memory: ReplayQuestions, batch: dict[str, Any], known: Subspace, judge: Judge) -> dict[str, float]:
     """The figures of one batch; leaves no gradient behind."""
     shared = method.combined_parameters()
     losses = method.losses(dict(batch))

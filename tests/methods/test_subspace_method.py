@@ -10,11 +10,11 @@ from vla_tune.engine.setup import make_loader, make_optimizer, make_start
 from vla_tune.errors import UserError
 from vla_tune.methods import make_method
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor as anchor_stage
 from vla_tune.stages import train
-from vla_tune.vqa.batches import answered_inputs
+from vla_tune.vlm.batches import answered_inputs
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
 
 SAMPLES = 2  # few enough tokens to leave most directions of every layer free

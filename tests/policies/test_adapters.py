@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 import vla_tune.policies as policies_module
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.base import Taps, residual_taps
-from vla_tune.policies.loading import grafted_vlm, load_policy, load_processors, load_vlm, save_policy, save_vlm
+from vla_tune.policies.loading import grafted_vlm, load_policy, load_processors, save_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.policies.weights import moved_groups, weights_digest
+from vla_tune.vlm.loading import load_vlm, save_vlm
+from vla_tune.vlm.parts import Taps, residual_taps
 from vla_tune.vlm.prompts import prompts_of
 
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import cache_folder, demo_vlm
+from vla_tune.vlm.answering import answer
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vlm.prompts import prompts_of
-from vla_tune.vqa.answering import answer, cached_answers
+from vla_tune.vqa.answering import cached_answers
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.scoring import accuracy_by_type, blind_answers, exact_match
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_tune.policies.loading import grafted_vlm, save_policy, save_vlm
+from vla_tune.policies.loading import grafted_vlm, save_policy
+from vla_tune.vlm.loading import save_vlm
 
 if TYPE_CHECKING:
     from vla_tune.engine.setup import Start

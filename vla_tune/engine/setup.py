@@ -15,8 +15,9 @@ from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_me
 from vla_tune.data.memory import MemoryDataset, megabytes
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.loading import check_device, load_processors, new_policy, vlm_source
+from vla_tune.policies.loading import check_device, load_processors, new_policy
 from vla_tune.policies.starting import load_start
+from vla_tune.vlm.loading import vlm_source
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from vla_tune.config import Config
     from vla_tune.methods.base import Method
-    from vla_tune.vqa.batches import Memory
+    from vla_tune.vqa.replay import ReplayQuestions
 
 
 @dataclass
@@ -149,16 +150,16 @@ def in_memory(dataset: LeRobotDataset, cache_mb: int) -> LeRobotDataset | Memory
     return dataset
 
 
-def make_memory(config: Config, base_vlm: str) -> Memory | None:
+def make_memory(config: Config, base_vlm: str) -> ReplayQuestions | None:
     """The questions of the anchor split, for a method that goes on reading them; None for the others."""
     from vla_tune.methods import method_class
-    from vla_tune.policies.loading import load_vlm
-    from vla_tune.vqa.batches import Memory
+    from vla_tune.vlm.loading import load_vlm
     from vla_tune.vqa.dataset import vqa_questions
+    from vla_tune.vqa.replay import ReplayQuestions
 
     if not method_class(config.method.name).needs_memory:
         return None
-    return Memory(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(base_vlm)[1], config.seed)
+    return ReplayQuestions(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(base_vlm)[1], config.seed)
 
 
 def make_optimizer(config: Config, method: Method) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR, float]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vla_tune.methods.base import Method
     from vla_tune.methods.continual import Strategy
-    from vla_tune.vqa.batches import Memory
+    from vla_tune.vqa.replay import ReplayQuestions
 
 __all__ = ["load_anchor", "make_method"]
 
@@ -25,7 +25,7 @@ def make_method(
     *,
     anchor: Anchor | None = None,
     settings: MethodConfig | None = None,
-    memory: Memory | None = None,
+    memory: ReplayQuestions | None = None,
 ) -> Method:
     """Prepare a policy for a method, in place.
 

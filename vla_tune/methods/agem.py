@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vla_tune.geometry.projection import remove_conflict
 from vla_tune.methods.base import Gradients, Method
-from vla_tune.vqa.batches import answer_loss
+from vla_tune.vlm.batches import answer_loss
 
 
 class AGEM(Method):

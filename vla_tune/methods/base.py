@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vla_tune.anchors.artifact import Anchor
     from vla_tune.config import MethodConfig
-    from vla_tune.vqa.batches import Memory
+    from vla_tune.vqa.replay import ReplayQuestions
 
 Gradients = dict[str, Tensor]
 """Full parameter name to gradient."""
@@ -48,7 +48,7 @@ class Method:
     """Whether there is anything to optimise; without, the policy is done once the method is made."""
 
     def __init__(
-        self, policy: PreTrainedPolicy, settings: MethodConfig, anchor: Anchor | None = None, memory: Memory | None = None
+        self, policy: PreTrainedPolicy, settings: MethodConfig, anchor: Anchor | None = None, memory: ReplayQuestions | None = None
     ) -> None:
         if self.needs_anchor and anchor is None:
             raise UserError(f"method '{self.name}' needs an anchor artifact; make one with `vla-tune anchor`")
@@ -64,7 +64,7 @@ class Method:
         self.prepare()
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> ReplayQuestions:
         """The VQA questions of a method that needs them."""
         assert self._memory is not None
         return self._memory

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vla_tune.methods.base import Method, Summed
-from vla_tune.vqa.batches import answer_loss
+from vla_tune.vlm.batches import answer_loss
 
 
 class Cotraining(Summed):

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from vla_tune.methods.base import Method
 from vla_tune.methods.cotraining import step_answers
-from vla_tune.policies.base import Taps
+from vla_tune.vlm.parts import Taps
 
 CLIP = 3.0
 """Normalised actions beyond this many deviations share the outermost bins."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from vla_tune.anchors.protection import Protection
 from vla_tune.console import say
 from vla_tune.methods.base import Method
-from vla_tune.policies.base import vlm_group_of
+from vla_tune.vlm.parts import vlm_group_of
 
 
 class Subspace(Method):

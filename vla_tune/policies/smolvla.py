@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.errors import UserError
-from vla_tune.policies.base import PolicyAdapter, Taps
+from vla_tune.policies.base import PolicyAdapter
+from vla_tune.vlm.parts import Taps
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
