@@ -174,3 +174,22 @@ def test_another_package_registers_an_adapter_by_entry_point(monkeypatch):
     theirs = EntryPoint("theirs", "their_package:TheirAdapter", policies_module.ENTRY_POINTS)
     monkeypatch.setattr(policies_module, "entry_points", lambda group: EntryPoints([theirs]).select(group=group))
     assert adapter_class("theirs") is TheirAdapter
+
+
+@kinds
+def test_the_prefix_pass_calls_the_model_of_vlm_and_expert_so_that_its_hooks_run(made, kind):
+    """Shards and wrappers hang on hooks; to call `forward` itself would pass them by, with the same states."""
+    policy, _ = made(kind)
+    adapter = adapt(policy)
+    (inner,) = (module for name, module in policy.model.named_children() if name in ("vlm_with_expert", "paligemma_with_expert"))
+    images, tokens = torch.rand(2, 3, 56, 56), torch.arange(3, 11).view(2, 4)
+    ran = []
+    handle = inner.register_forward_pre_hook(lambda *_: ran.append(1))
+    with torch.no_grad():
+        called = adapter.prefix_forward(images, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert ran == [1]
+    handle.remove()
+    inner._call_impl = inner.forward
+    with torch.no_grad():
+        bare = adapter.prefix_forward(images, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert all(torch.equal(one, other) for one, other in zip(called.states, bare.states, strict=True))

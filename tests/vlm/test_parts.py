@@ -104,9 +104,11 @@ def test_every_block_has_an_mlp_behind_its_norm(with_weights):
     read = {}
     found = [mlp_of(block) for _, block in part_blocks(with_weights, TEXT)]
     assert [one[2] for one in found] == [width] * len(found)
-    handles = [
-        module.register_forward_hook(lambda m, inputs, out: read.update({m: (inputs[0], out)})) for one in found for module in one[:2]
-    ]
+
+    def note(module, inputs, out):
+        read[module] = (inputs[0], out)
+
+    handles = [module.register_forward_hook(note) for one in found for module in one[:2]]
     with torch.no_grad():
         with_weights.model(**text_inputs(with_weights), use_cache=False)
     assert all(read[norm][1] is read[mlp][0] for norm, mlp, _ in found)
@@ -120,9 +122,11 @@ def test_every_block_has_an_mlp_behind_its_norm(with_weights):
 def test_taps_are_the_outputs_of_the_blocks(with_weights):
     decoder = decoder_of(with_weights)
     seen = []
-    handles = [
-        block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out)) for block in decoder.layers
-    ]
+
+    def note(_module, _inputs, out):
+        seen.append(out[0] if isinstance(out, tuple) else out)
+
+    handles = [block.register_forward_hook(note) for block in decoder.layers]
     with torch.no_grad(), residual_taps(with_weights, Taps()) as taps:
         last = with_weights.model(**text_inputs(with_weights), use_cache=False).last_hidden_state
     for handle in handles:

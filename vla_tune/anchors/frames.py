@@ -35,7 +35,7 @@ def frame_moments(adapter: PolicyAdapter, batches: Iterable[dict[str, Any]], cou
                 norm = first_norm(adapter.layers()[0])
                 told = norm.register_forward_pre_hook(lambda *_, taps=taps: setattr(inputs, "mask", taps.mask))
                 try:
-                    adapter.policy.forward(batch)
+                    adapter.policy(batch)
                 finally:
                     told.remove()
             assert taps.mask is not None

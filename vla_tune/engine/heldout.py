@@ -29,7 +29,7 @@ def heldout_loss(config: Config, start: Start) -> float | None:
         torch.manual_seed(0)
         for batch in make_heldout_loader(config, start.dataset):
             count = len(batch["action"])
-            total += count * start.policy.forward(start.processors[0](as_floats(batch)))[0].item()
+            total += count * start.policy(start.processors[0](as_floats(batch)))[0].item()
             frames += count
     say(f"held-out action loss: {total / frames:.4f} over {frames} frames")
     return total / frames

@@ -125,7 +125,7 @@ class Robot(Learner):
         self.model.train()
         try:
             with self.adapter.embedded(note):
-                loss: Tensor = self.start.policy.forward(batch)[0]
+                loss: Tensor = self.start.policy(batch)[0]
         finally:
             self.model.eval()
         return loss

@@ -114,7 +114,7 @@ class PaliGemmaAdapter(PolicyAdapter):
         decoder_of(self.vlm).config._attn_implementation = "eager"  # noqa: SLF001  # as lerobot does where it samples
         with self.taps() as taps:
             embeddings, padding, blocks = model.embed_prefix(images, present, tokens, token_mask)
-            model.paligemma_with_expert.forward(
+            model.paligemma_with_expert(
                 attention_mask=prepare_attention_masks_4d(make_att_2d_masks(padding, blocks)),
                 position_ids=torch.cumsum(padding, dim=1) - 1,
                 past_key_values=None,
