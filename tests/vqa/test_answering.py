@@ -66,7 +66,7 @@ def test_cached_answers_are_not_asked_again(loaded, monkeypatch):
             cached_answers(vlm, processor, questions, backbone="other weights", batch_size=3, **SETTINGS)
         with pytest.raises(pytest.fail.Exception):
             cached_answers(vlm, processor, vqa_questions("shapes", "test", 12), backbone="weights", batch_size=3, **SETTINGS)
-    for file in (cache_folder() / "answers").iterdir():
+    for file in (cache_folder() / "answers").glob("*/answers.json"):
         file.write_text(file.read_text()[:5])
     assert cached_answers(vlm, processor, questions, backbone="weights", batch_size=3, **SETTINGS) == first
 

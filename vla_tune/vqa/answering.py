@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from vla_tune.artifacts.folder import table_digest, write_json
+from vla_tune.artifacts.store import made_once
 from vla_tune.resources import cache_folder
 from vla_tune.vlm.answering import answer
 from vla_tune.vlm.prompts import prompts_of
@@ -17,6 +19,9 @@ from vla_tune.vqa.dataset import questions_digest
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, ProcessorMixin
+
+FILE = "answers.json"
+"""A list, in the questions' order."""
 
 
 def cached_answers(
@@ -31,15 +36,11 @@ def cached_answers(
 ) -> list[str]:
     """As `answer`, kept under the cache folder for the same weights (`backbone` is their digest), processor and questions."""
     key = _answers_key(processor, questions, backbone, max_new_tokens)
-    file = cache_folder() / "answers" / f"{key}.json"
-    try:
-        known = json.loads(file.read_text())
-        return [str(known[name]) for name in questions["question_id"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or damaged: asked again
-    answers = answer(vlm, processor, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, description=description)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, dict(zip(questions["question_id"], answers, strict=True)))
+
+    def ask(file: Path) -> None:
+        write_json(file, answer(vlm, processor, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, description=description))
+
+    answers: list[str] = json.loads(made_once(cache_folder() / "answers" / key / FILE, ask).read_text())
     return answers
 
 
