@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.artifacts.store import made_once
 from vla_tune.data.drawings import DRAWINGS_VERSION, FAMILIES, drawing
 from vla_tune.data.manifests import INDEX_FILE, LabelledManifest, holds_index, load_manifest
+from vla_tune.data.parquet import column_values, fetched_folder, parquet_table
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
-from vla_tune.vqa.benchmarks import column_values, fetched_folder, parquet_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
