@@ -100,7 +100,7 @@ class _Kept:
         except (OSError, ValueError):
             return None
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Say what the results depend on before the first one is kept."""
         if not self._head.exists():
             self.folder.mkdir(exist_ok=True)
@@ -116,7 +116,7 @@ class KeptFiles(_Kept):
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
         """Keep what `write` makes of the path that it is given, whole or not at all."""
-        self._begin()
+        self.begin()
         fresh = self.folder / f"{name}.new"
         write(fresh)
         fresh.replace(self.folder / name)
@@ -147,7 +147,7 @@ class KeptRows(_Kept):
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep one more."""
-        self._begin()
+        self.begin()
         with self._file.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 

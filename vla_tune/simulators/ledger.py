@@ -36,6 +36,7 @@ class Ledger:
 
     def add(self, episode: Episode) -> None:
         """Keep one that has ended; its pictures go into a video and are forgotten."""
+        self._kept.begin()  # before a video lies there that belongs to nothing
         if episode.recorded:
             (self._folder / "videos").mkdir(exist_ok=True)
             write_video(self._folder / "videos" / episode.video, episode.frames)
