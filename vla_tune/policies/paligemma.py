@@ -111,7 +111,8 @@ class PaliGemmaAdapter(PolicyAdapter):
         from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 
         model = self.policy.model
-        decoder_of(self.vlm).config._attn_implementation = "eager"  # noqa: SLF001  # as lerobot does where it samples
+        decoder: Any = decoder_of(self.vlm)
+        decoder.config._attn_implementation = "eager"  # noqa: SLF001  # as lerobot does where it samples
         with self.taps() as taps:
             embeddings, padding, blocks = model.embed_prefix(images, present, tokens, token_mask)
             model.paligemma_with_expert(
