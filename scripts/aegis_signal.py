@@ -34,10 +34,11 @@ from vla_tune.geometry.subspace import project_pairs
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.methods.aegis import Aegis
 from vla_tune.methods.base import Gradients, Method
-from vla_tune.policies.loading import load_vlm
 from vla_tune.policies.smolvla import SmolVLAAdapter
-from vla_tune.vqa.batches import Memory, answer_loss
+from vla_tune.vlm.batches import answer_loss
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
+from vla_tune.vqa.replay import ReplayQuestions
 
 QUESTIONS = 96
 JUDGED = 512
@@ -68,7 +69,7 @@ def main() -> None:
     anchor = load_anchor(given.anchor)
     learner = Demonstrations(config)
     judge = Judge(config, learner.base, list(anchor.subspace.reads))
-    memory = Memory(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(learner.base)[1], config.seed)
+    memory = ReplayQuestions(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(learner.base)[1], config.seed)
     method = Aegis(learner, config.method, anchor)
     take = Step(method, *learner.optimizer(method.parameter_groups(config.train.lr)))
     batches = learner.batches(0, 0)
@@ -111,7 +112,7 @@ class Judge:
         return total
 
 
-def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace, judge: Judge) -> dict[str, float]:
+def look(method: Method, memory: ReplayQuestions, batch: dict[str, Any], known: Subspace, judge: Judge) -> dict[str, float]:
     """The figures of one batch; leaves no gradient behind."""
     terms = method.terms(dict(batch))
     shared = terms["anchor"].into or {}

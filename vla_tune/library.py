@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vla_tune.methods.base import Method
-    from vla_tune.vqa.batches import Memory
+    from vla_tune.vqa.replay import ReplayQuestions
 
 __all__ = ["PolicyMethod", "load_anchor", "make_method"]
 
@@ -79,7 +79,7 @@ def make_method(
     *,
     anchor: Anchor | None = None,
     settings: MethodConfig | None = None,
-    memory: Memory | None = None,
+    memory: ReplayQuestions | None = None,
 ) -> PolicyMethod:
     """Prepare a policy for a method, in place.
 

@@ -19,11 +19,11 @@ from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import pictures_of
 from vla_tune.learners.deployed import Deployed
 from vla_tune.learners.robot import Robot
-from vla_tune.policies.loading import load_vlm, save_vlm
 from vla_tune.reports.runs import read_json
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
 from vla_tune.stages.opening import open_method
+from vla_tune.vlm.loading import load_vlm, save_vlm
 from vla_tune.vlm.prompts import prompts_of
 
 DRAWER = "{name: drawer, tasks: [drawer-open-v3], instructions: [Open a drawer]}"

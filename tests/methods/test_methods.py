@@ -180,7 +180,7 @@ def test_a_freeze_rule_that_matches_nothing_is_an_error(policy):
 
 def test_taps_are_the_stock_models_hidden_states(policy):
     """In the Hugging Face path, what the norms see is what transformers itself calls hidden states."""
-    from vla_tune.policies.base import Taps, residual_taps
+    from vla_tune.vlm.parts import Taps, residual_taps
 
     vlm = adapt(policy).vlm.eval()
     ids = torch.randint(10, 200, (2, 7), generator=torch.Generator().manual_seed(0))

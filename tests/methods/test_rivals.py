@@ -35,12 +35,14 @@ from vla_tune.geometry.gaussian import batch_moments
 from vla_tune.library import make_method
 from vla_tune.methods.insulated import CLIP, discretised
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import load_vlm, new_policy
+from vla_tune.policies.loading import new_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.reports.runs import layer_series, mean_energy_shed, read_run
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import train
-from vla_tune.vqa.batches import Memory, answer_loss, answered_inputs
+from vla_tune.vlm.batches import answer_loss, answered_inputs
+from vla_tune.vlm.loading import load_vlm
+from vla_tune.vqa.replay import ReplayQuestions
 
 ASKING = ("cotraining", "insulated", "agem", "ewc")
 OPTIONS = {"ewc": EWCConfig(samples=3, weight=10.0), "agem": AGEMConfig(samples=4, batch_size=3), "warmup": WarmupConfig(steps=1)}
@@ -59,7 +61,7 @@ def memory():
         "answers": [[colour] for colour in colours],
     }
     types = Features({"image": Image(), "question": Value("string"), "answers": List(Value("string"))})
-    return Memory(Dataset.from_dict(columns, features=types), load_vlm(str(demo_vlm()))[1], seed=3)
+    return ReplayQuestions(Dataset.from_dict(columns, features=types), load_vlm(str(demo_vlm()))[1], seed=3)
 
 
 def make(name, policy, anchor=None, memory=None, **options):

@@ -8,11 +8,11 @@ from vla_tune.anchors.protection import Protection
 from vla_tune.errors import UserError
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.library import make_method
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor as anchor_stage
 from vla_tune.stages import train
-from vla_tune.vqa.batches import answered_inputs
+from vla_tune.vlm.batches import answered_inputs
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
 
 SAMPLES = 2  # few enough tokens to leave most directions of every layer free

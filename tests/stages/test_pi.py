@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from vla_tune.config import load_config
 from vla_tune.engine import checkpoint
 from vla_tune.engine.signals import Interrupted
-from vla_tune.policies.loading import load_policy, load_vlm
+from vla_tune.policies.loading import load_policy
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, report, train
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.errors import UserError, nearest
+from vla_tune.vlm.parts import mlp_of
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -102,7 +102,8 @@ class StreamLearner(Learner, ABC):
     known_parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Config, base: str | None = None) -> None:
-        from vla_tune.policies.loading import check_device, vlm_source
+        from vla_tune.policies.loading import check_device
+        from vla_tune.vlm.loading import vlm_source
 
         check_device(config.device)
         self.config, self.tasks = config, [task.name for task in config.stream.tasks]
@@ -144,13 +145,8 @@ class StreamLearner(Learner, ABC):
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, int]]:
         """Of every block the norm before its MLP, the MLP, and the width of the residual stream."""
-        found = []
-        for _, block in [(name, module) for part in self._parts for name, module in self.stacks()[part]]:
-            norm: Any = getattr(block, "layer_norm2", None) or getattr(block, "post_attention_layernorm", None)
-            mlp: Any = getattr(block, "mlp", None)
-            if norm is not None and mlp is not None:
-                found.append((norm, mlp, next(part.in_features for part in mlp.modules() if isinstance(part, nn.Linear))))
-        return found
+        blocks = [block for part in self._parts for _, block in self.stacks()[part]]
+        return [found for block in blocks if (found := mlp_of(block))]
 
     # Batches beside the training ones.
 
@@ -216,8 +212,3 @@ def draws(count: int, batch_size: int, seed: int, task: int, step: int) -> Itera
 def redraws(samples: int, count: int, seed: int, number: int) -> Tensor:
     """`count` row numbers below `samples`, with replacement."""
     return torch.randint(samples, (count,), generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
-
-
-def part_blocks(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
-    """The modules whose full name matches, in order."""
-    return [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]

@@ -12,7 +12,8 @@ from vla_tune.console import say
 from vla_tune.data.loader import as_floats, heldout_episodes, make_heldout_loader, make_loader
 from vla_tune.learners.policy import PolicyLearner
 from vla_tune.learners.start import make_start
-from vla_tune.policies.loading import grafted_vlm, save_policy, save_vlm
+from vla_tune.policies.loading import grafted_vlm, save_policy
+from vla_tune.vlm.loading import save_vlm
 
 if TYPE_CHECKING:
     from torch import Tensor

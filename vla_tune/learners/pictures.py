@@ -17,8 +17,9 @@ from vla_tune.data.labelled_images import LabelledImages, labelled_images
 from vla_tune.data.manifests import in_folder
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE, side_by_side
-from vla_tune.learners.base import StreamLearner, draws, no_padding, part_blocks, redraws
+from vla_tune.learners.base import StreamLearner, draws, no_padding, redraws
 from vla_tune.learners.patches import patch_responses
+from vla_tune.vlm.parts import part_blocks
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -252,7 +253,7 @@ def load_clip(source: str, device: str) -> tuple[Any, Any]:
     """
     from transformers import AutoConfig, CLIPModel, CLIPProcessor
 
-    from vla_tune.policies.loading import quiet
+    from vla_tune.vlm.loading import quiet
 
     try:
         with quiet():

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from vla_tune.data.manifests import in_folder
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import question_features, score_questions
-from vla_tune.learners.base import StreamLearner, draws, no_padding, part_blocks, redraws
-from vla_tune.policies.loading import load_vlm, save_vlm
-from vla_tune.vqa.batches import answer_loss, answer_tokens, answered_inputs
+from vla_tune.learners.base import StreamLearner, draws, no_padding, redraws
+from vla_tune.vlm.batches import answer_loss, answer_tokens, answered_inputs
+from vla_tune.vlm.loading import load_vlm, save_vlm
+from vla_tune.vlm.parts import TEXT, VISION, part_blocks
 from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 PROBE = 32
 """Questions that routers are looked at on."""
-TEXT = r"model\.(text_model|language_model)\.layers\.\d+"
-VISION = r"model\.(vision_model|vision_tower(\.vision_model)?)\.encoder\.layers\.\d+"
 
 
 class Questions(StreamLearner):

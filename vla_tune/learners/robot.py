@@ -16,17 +16,18 @@ from vla_tune.data.loader import episode_frames, frames_loader, in_memory, loade
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import pooled, question_features, score_questions
-from vla_tune.learners.base import StreamLearner, no_padding, part_blocks, redraws
+from vla_tune.learners.base import StreamLearner, no_padding, redraws
 from vla_tune.learners.demonstrations import Demonstrations
-from vla_tune.learners.questions import TEXT, VISION
 from vla_tune.learners.start import make_processors
-from vla_tune.policies.loading import load_vlm, set_action_steps, whole_vlm
+from vla_tune.policies.loading import set_action_steps, whole_vlm
 from vla_tune.simulators.actor import Actor, check_fits, trained_size
 from vla_tune.simulators.base import simulator_of, tasks_of
 from vla_tune.simulators.episodes import Episode, check_plan, plan
 from vla_tune.simulators.players import player_maker
 from vla_tune.simulators.runner import Runner
 from vla_tune.simulators.videos import write_video
+from vla_tune.vlm.loading import load_vlm
+from vla_tune.vlm.parts import TEXT, VISION, part_blocks
 from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from vla_tune.console import say, warn
 from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_metadata, open_dataset
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.loading import check_device, load_processors, new_policy, vlm_source
+from vla_tune.policies.loading import check_device, load_processors, new_policy
 from vla_tune.policies.starting import load_start
+from vla_tune.vlm.loading import vlm_source
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset

@@ -12,7 +12,7 @@ from vla_tune.errors import UserError
 from vla_tune.geometry.gaussian import BatchSums, anchor_distances, sample_tokens
 from vla_tune.geometry.projection import remove_conflict, remove_conflict_each
 from vla_tune.methods.base import WHOLE, Gradients, Method, Parameters, Term, filled
-from vla_tune.policies.base import Taps
+from vla_tune.vlm.parts import Taps
 
 _PULL = "pull."
 """What the names of the penalty's kept gradient start with in a checkpoint."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vla_tune.vqa.batches import answer_loss, answer_tokens
+from vla_tune.vlm.batches import answer_loss, answer_tokens
 
 if TYPE_CHECKING:
     from vla_tune.methods.base import Method

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vla_tune.experts.tasks import TaskRouter
     from vla_tune.learners.base import Learner
     from vla_tune.policies.base import PolicyAdapter
-    from vla_tune.vqa.batches import Memory
+    from vla_tune.vqa.replay import ReplayQuestions
 
 Gradients = dict[str, Tensor]
 """Full parameter name to gradient."""
@@ -89,7 +89,9 @@ class Method:
     router: TaskRouter | None = None
     """What tells them apart."""
 
-    def __init__(self, learner: Learner, settings: MethodConfig, anchor: Anchor | None = None, memory: Memory | None = None) -> None:
+    def __init__(
+        self, learner: Learner, settings: MethodConfig, anchor: Anchor | None = None, memory: ReplayQuestions | None = None
+    ) -> None:
         if self.needs_anchor and anchor is None:
             raise UserError(f"method '{self.name}' needs an anchor artifact; make one with `vla-tune anchor`")
         if self.needs_memory and memory is None:
@@ -116,7 +118,7 @@ class Method:
         return self.learner.adapter
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> ReplayQuestions:
         """The VQA questions of a method that needs them."""
         assert self._memory is not None
         return self._memory

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vla_tune.anchors.artifact import Anchor
     from vla_tune.config import MethodConfig
     from vla_tune.learners.base import StreamLearner
-    from vla_tune.vqa.batches import Memory
+    from vla_tune.vqa.replay import ReplayQuestions
 
 ROUTER = "tasks:"
 """What the names of the task router's tensors start with."""
@@ -30,7 +30,9 @@ class Continual(Method):
     router: TaskRouter
     routes = True
 
-    def __init__(self, learner: StreamLearner, settings: MethodConfig, anchor: Anchor | None = None, memory: Memory | None = None) -> None:
+    def __init__(
+        self, learner: StreamLearner, settings: MethodConfig, anchor: Anchor | None = None, memory: ReplayQuestions | None = None
+    ) -> None:
         self.fresh = dict(learner.fresh())
         self.router = TaskRouter(learner.config.stream.router_width)
         super().__init__(learner, settings, anchor, memory)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vla_tune.console import progress
 from vla_tune.methods.l2sp import L2SP
-from vla_tune.vqa.batches import answer_loss, answered_inputs
+from vla_tune.vlm.batches import answer_loss, answered_inputs
 
 
 class EWC(L2SP):

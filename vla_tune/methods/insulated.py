@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from vla_tune.methods.answers import Answers, share_of
 from vla_tune.methods.base import Method, Term
-from vla_tune.policies.base import Taps
+from vla_tune.vlm.parts import Taps
 
 CLIP = 3.0
 """Normalised actions beyond this many deviations share the outermost bins."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from vla_tune.anchors.protection import Protection
 from vla_tune.console import say
 from vla_tune.methods.base import Gradients, Method
-from vla_tune.policies.base import vlm_group_of
+from vla_tune.vlm.parts import vlm_group_of
 
 
 class Subspace(Method):

@@ -13,20 +13,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_tune.anchors.artifact import ROBOT, Directions, protected_pairs
-from vla_tune.anchors.inputs import LinearInputs, linears
+from vla_tune.anchors.inputs import LinearInputs
 from vla_tune.anchors.outputs import OutputGradients
 from vla_tune.anchors.passes import STOCK, answer_gradients, policy_moments, stock_moments, tensors_of
 from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import AnchorConfig, Config
 from vla_tune.console import say, table
 from vla_tune.geometry.subspace import rank_of, share_inside
-from vla_tune.learners.base import part_blocks
-from vla_tune.learners.questions import TEXT, VISION
 from vla_tune.policies import adapt
-from vla_tune.policies.base import vlm_group_of
-from vla_tune.policies.loading import grafted_vlm, load_vlm
+from vla_tune.policies.loading import grafted_vlm
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
+from vla_tune.vlm.loading import load_vlm
+from vla_tune.vlm.parts import linears, vlm_group_of, with_block_linears
 from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def _take(config: Config, draft: Draft) -> Artifact:
     policy, base = starting_policy(config)
     adapter = adapt(policy)
     trained = [name for name, module in linears(adapter.vlm).items() if module.weight.requires_grad]
-    looked_at = trained if not config.stream.tasks else _with_blocks(adapter.vlm, trained)
+    looked_at = trained if not config.stream.tasks else with_block_linears(adapter.vlm, trained)
     vlm, processor = grafted_vlm(policy, base)
     moments = policy_moments(adapter, questions, config.anchor.batch_size)
     nn.Module.to(vlm, config.device)
@@ -90,12 +89,6 @@ def _take(config: Config, draft: Draft) -> Artifact:
     }
     say(f"anchor: {len(moments)} layers of {adapter.width}, {moments[0].count} tokens of {len(questions)} questions")
     return draft.publish(config=config.to_dict(), inputs=[], metrics=metrics, device=config.device)
-
-
-def _with_blocks(vlm: nn.Module, trained: list[str]) -> list[str]:
-    """Also the linear layers of all blocks: a stream's experts go to frozen ones too."""
-    inside = {name for name, _ in part_blocks(vlm, rf"({TEXT}|{VISION})\..+")}
-    return [name for name in linears(vlm) if name in trained or name in inside]
 
 
 def _inputs(config: AnchorConfig) -> LinearInputs:

@@ -13,9 +13,9 @@ from vla_tune.errors import UserError
 from vla_tune.learners import kind_of, open_learner
 from vla_tune.library import check_anchor
 from vla_tune.methods import method_class
-from vla_tune.policies.loading import load_vlm
-from vla_tune.vqa.batches import Memory
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
+from vla_tune.vqa.replay import ReplayQuestions
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -33,9 +33,9 @@ def open_method(config: Config, anchor: Anchor | None = None) -> Method:
     return kind(learner, config.method, anchor, memory)
 
 
-def replay_questions(config: Config, base_vlm: str) -> Memory:
+def replay_questions(config: Config, base_vlm: str) -> ReplayQuestions:
     """The questions of the anchor split, for a method that goes on reading them."""
-    return Memory(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(base_vlm)[1], config.seed)
+    return ReplayQuestions(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(base_vlm)[1], config.seed)
 
 
 def open_anchor(config: Config, run: Path) -> Anchor | None:
