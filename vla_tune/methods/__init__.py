@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vla_tune.anchors.artifact import Anchor, check_compatible, load_anchor
-from vla_tune.config import METHODS, STRATEGIES, MethodConfig
 from vla_tune.errors import UserError, nearest
+from vla_tune.methods.options import STREAM_METHODS, TASK_METHODS, MethodConfig
 from vla_tune.methods.registry import class_named
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
 
+    from vla_tune.anchors.artifact import Anchor, load_anchor
     from vla_tune.methods.base import Method
     from vla_tune.methods.continual import Strategy
     from vla_tune.vqa.batches import Memory
 
 __all__ = ["load_anchor", "make_method"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load_anchor`, imported when asked for: the configuration reads the methods' options from here, without torch."""
+    if name == "load_anchor":
+        from vla_tune.anchors.artifact import load_anchor
+
+        return load_anchor
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def make_method(
@@ -40,6 +49,7 @@ def make_method(
         UserError: unknown method, no anchor where one is needed, an anchor of another backbone.
 
     """
+    from vla_tune.anchors.artifact import check_compatible
     from vla_tune.policies import adapt
     from vla_tune.policies.weights import weights_digest
 
@@ -60,8 +70,8 @@ def method_class(name: str) -> type[Method]:
     """
     from vla_tune.methods.base import Method
 
-    if name not in METHODS:
-        raise UserError(f"method.name={name}: unknown method; {nearest(name, list(METHODS))}")
+    if name not in TASK_METHODS:
+        raise UserError(f"method.name={name}: unknown method; {nearest(name, list(TASK_METHODS))}")
     return class_named("vla_tune.methods", name, Method)  # type: ignore[type-abstract]
 
 
@@ -78,6 +88,8 @@ def strategy_class(name: str) -> type[Strategy]:
     """
     from vla_tune.methods.continual import Strategy
 
-    if name not in STRATEGIES:
-        raise UserError(f"method.name={name}: a stream is learnt by one of {', '.join(STRATEGIES)}; {nearest(name, list(STRATEGIES))}")
+    if name not in STREAM_METHODS:
+        raise UserError(
+            f"method.name={name}: a stream is learnt by one of {', '.join(STREAM_METHODS)}; {nearest(name, list(STREAM_METHODS))}"
+        )
     return class_named("vla_tune.methods", name, Strategy, STREAM_FILES.get(name, name))  # type: ignore[type-abstract]
