@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_tune.config import METHODS, Config, departures, load_config, structured
+from vla_tune.config import METHODS, Config, load_config, structured
 from vla_tune.errors import UserError
 
 
@@ -154,16 +154,3 @@ def test_what_an_artifact_records_parses_back_to_the_same(seed, lr, path, tasks,
     config = Config(name="round", seed=seed)
     config.train.lr, config.train.path, config.rollout.tasks, config.policy.settings = lr, path, tasks, settings
     assert structured(Config, yaml.safe_load(yaml.safe_dump(config.to_dict())), [], "here") == config
-
-
-def test_an_option_that_an_earlier_version_did_not_have_stands_at_its_default():
-    earlier = load_config("stream-drawn", []).to_dict()
-    del earlier["method"]["igsp"]["routing"], earlier["stream"]
-    sections = ("method", "train")
-    assert departures(load_config("stream-drawn", []), earlier, sections, []) == ""
-    assert (
-        departures(load_config("stream-drawn", ["method.igsp.routing=task"]), earlier, sections, [])
-        == "method.igsp.routing was token, is task"
-    )
-    earlier["train"]["steps"] = 7
-    assert "train.steps was 7" in departures(load_config("stream-drawn", []), earlier, sections, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from vla_tune.config.schema import Config
@@ -19,15 +20,21 @@ def differences(base: dict[str, Any], config: dict[str, Any], prefix: str = "") 
     return changed
 
 
-def completed(config: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
-    """An earlier version's configuration with the options that it did not know yet, at their defaults."""
-    defaults = Config(name="").to_dict() if defaults is None else defaults
-    nested = {
-        key: completed(value, defaults[key])
-        for key, value in config.items()
-        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """An earlier version's configuration as this version would have it.
+
+    Options that it did not know yet stand at their defaults; those that no section has any more are left out. What is beside the
+    sections stays.
+    """
+    return {**config, **_completed(config, Config(name=""))}
+
+
+def _completed(values: dict[str, Any], section: Any) -> dict[str, Any]:
+    defaults = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    return {
+        key: _completed(values.get(key, {}), default) if dataclasses.is_dataclass(default) else values.get(key, default)
+        for key, default in defaults.items()
     }
-    return {**defaults, **config, **nested}
 
 
 def departures(config: Config, earlier: dict[str, Any], sections: tuple[str, ...], free: list[str]) -> str:

@@ -102,7 +102,6 @@ class WiSEFTConfig:
 class AegisConfig:
     """The published rule, and what each open choice may be instead; docs/methods.md says more of every one."""
 
-    preset: str = option("paper", choices=("paper",), help="what the other options start from; their defaults are it")
     anchor: str = option(
         "vqa", choices=("vqa", "robot"), help="the statistics to stay at: of VQA questions, or of the starting model on robot frames"
     )
