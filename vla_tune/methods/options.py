@@ -281,5 +281,5 @@ STREAM_METHODS = tuple(name for name, entry in METHODS.items() if "stream" in en
 
 def section_of(name: str) -> str:
     """The section of `MethodConfig` that holds the options of a method; empty where it has none."""
-    options = METHODS[name].options if name in METHODS else None
+    options: typing.Any = METHODS[name].options if name in METHODS else None
     return next((section.name for section in dataclasses.fields(MethodConfig) if options and section.default_factory == options), "")
