@@ -21,7 +21,8 @@ class Option:
 
     Args:
         help: what the value does or is.
-        at_least, above, at_most: bounds of a number. A float without an upper one must still be finite.
+        at_least, above, at_most, below: bounds of a number. A float without an upper one must still be finite.
+        length: of a list.
         choices: the strings that it may be.
         needs: dotted keys of settings without which this one does nothing.
 
@@ -31,13 +32,15 @@ class Option:
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
+    below: float | None = None
+    length: int | None = None
     choices: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
     def takes(self, value: Any) -> bool:
         """Whether the value, or every item of a list, is within the bounds; None always is: the type says where it may stand."""
         if isinstance(value, list):
-            return all(self.takes(item) for item in value)
+            return self.length in (None, len(value)) and all(self.takes(item) for item in value)
         if value is None:
             return True
         if self.choices:
@@ -47,15 +50,17 @@ class Option:
     @property
     def bounded(self) -> bool:
         """Whether there is a number that it must not leave."""
-        return any(bound is not None for bound in (self.at_least, self.above, self.at_most))
+        return any(bound is not None for bound in (self.at_least, self.above, self.at_most, self.below))
 
     def described(self, *, of_floats: bool) -> str:
         """What a value must be, as in `train.steps=0: must be at least 1`; empty where anything of its type will do."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        named = {"at least": self.at_least, "above": self.above, "at most": self.at_most}
+        named = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
         bounds = " and ".join(f"{word} {bound}" for word, bound in named.items() if bound is not None)
-        if of_floats and bounds and self.at_most is None:
+        if self.length:
+            return f"{self.length} numbers, each {bounds}"
+        if of_floats and bounds and self.at_most is self.below is None:
             return f"a finite number{'' if self.at_least is None else ','} {bounds}"
         return bounds
 
@@ -65,6 +70,7 @@ class Option:
             and (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
             and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
         )
 
 
@@ -75,11 +81,13 @@ def option[T](
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
+    below: float | None = None,
+    length: int | None = None,
     choices: tuple[str, ...] = (),
     needs: tuple[str, ...] = (),
 ) -> T:
     """A dataclass field with this default; the other arguments are those of `Option`."""
-    metadata = {KEY: Option(help, at_least, above, at_most, choices, needs)}
+    metadata = {KEY: Option(help, at_least, above, at_most, below, length, choices, needs)}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_tune.config.schema import Config, StreamConfig
+from vla_tune.config.schema import Config, StreamConfig, TrainConfig
 from vla_tune.config.values import value_of
 from vla_tune.errors import UserError, nearest
 from vla_tune.fields import Option, option_of_field
@@ -77,6 +77,7 @@ def check(config: Config) -> None:
     _check_section(config)
     _check_method(config.method.name, of_stream=bool(config.stream.tasks))
     _check_needs(config, config)
+    _check_micro_batches(config.train)
     _check_stream(config.stream)
 
 
@@ -129,6 +130,20 @@ def _check_method(name: str, *, of_stream: bool) -> None:
         raise UserError(f"method.name={name}: unknown {what}; {nearest(name, list(names))}")
     why = "one task, and stream.tasks lists some" if of_stream else "a stream of tasks, and stream.tasks is empty"
     raise UserError(f"method.name={name}: it learns {why}; known here: {', '.join(names)}")
+
+
+def _check_micro_batches(train: TrainConfig) -> None:
+    size, parts = train.batch_size, train.accumulate
+    if size % parts == 0:
+        return
+    sizes = [near for near in (size // parts * parts, (size // parts + 1) * parts) if near]
+    fewer = next(number for number in range(parts, 0, -1) if size % number == 0)
+    more = next((number for number in range(parts, size + 1) if size % number == 0), fewer)
+    numbers = " or ".join(map(str, sorted({fewer, more})))
+    raise UserError(
+        f"train.accumulate={parts}: must divide train.batch_size={size}; set train.batch_size={' or '.join(map(str, sizes))}, "
+        f"or train.accumulate={numbers}"
+    )
 
 
 def _check_stream(stream: StreamConfig) -> None:

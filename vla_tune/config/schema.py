@@ -58,6 +58,13 @@ class DataConfig:
     cache_mb: int = option(
         4000, at_least=0, help="datasets that need at most this many megabytes once decoded are read into memory before training"
     )
+    episodes: list[int] | None = option(None, at_least=0, help="which episodes of the dataset are read, by their numbers; default: all")
+    workers: int | None = option(
+        None,
+        at_least=0,
+        help="processes that read batches, 0: the training's own; default: as many as help; batches are the same",
+    )
+    image_transforms: bool = option(False, help="augment the training pictures by lerobot's image transforms, at its defaults")
 
 
 @dataclass
@@ -119,11 +126,34 @@ class TrainConfig:
     """The optimisation; lerobot's optimizer and schedule presets with these values put in."""
 
     steps: int = option(1000, at_least=1, help="optimizer steps; in a stream, of each task")
-    batch_size: int = option(32, at_least=1, help="samples a step")
+    batch_size: int = option(32, at_least=1, help="samples a step, over all micro-batches")
+    accumulate: int = option(1, at_least=1, help="micro-batches that a step's batch is split into, to save memory; must divide batch_size")
+    precision: str = option(
+        "auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="what the forward pass computes in, the weights that train stay float32; auto: as lerobot's policy would on that device",
+    )
+    activation_checkpointing: bool = option(False, help="compute activations again in the backward pass: less memory, more time")
+    compile: bool = option(False, help="compile the policy with torch.compile")
+    reference: bool = option(False, help="compute lerobot's own update to the bit: its draws of noise and time, its unfused optimizer")
     lr: float = option(1e-4, above=0, help="the highest learning rate")
     warmup_steps: int = option(50, at_least=0, help="steps in which the learning rate rises to lr")
+    weight_decay: float | None = option(None, at_least=0, help="of the optimizer; default: lerobot's preset of the policy")
+    betas: list[float] | None = option(None, at_least=0, below=1, length=2, help="of Adam; default: lerobot's preset of the policy")
+    grad_clip_norm: float | None = option(None, above=0, help="norm that gradients are clipped to; default: lerobot's preset of the policy")
     log_every: int = option(10, at_least=1, help="steps from one row of metrics.jsonl to the next")
+    trackers: list[str] = option([], choices=("tensorboard", "wandb", "trackio"), help="where figures go beside metrics.jsonl")
+    eval_every: int = option(0, at_least=0, help="steps from one measurement beside the training loss to the next; 0: never")
+    eval_questions: int = option(
+        0, at_least=0, needs=("train.eval_every",), help="VQA questions that are asked at each of these measurements; 0: none"
+    )
     checkpoint_every: int = option(200, at_least=1, help="steps from one checkpoint to the next")
+    keep_checkpoints: int = option(2, at_least=1, help="how many checkpoints are kept, the newest ones")
+    keep_best: bool = option(
+        False,
+        needs=("data.heldout", "train.eval_every"),
+        help="also keep the checkpoint with the lowest loss on held-out episodes",
+    )
     path: str | None = option(None, help="what the evaluations score, a train artifact or any lerobot policy folder; default: RUN/train")
 
 
@@ -178,7 +208,7 @@ class Config:
 
     name: str = required(help="what the run is called; default: the file's name")
     seed: int = option(0, at_least=0, at_most=MOST_SEED, help="of everything that is drawn in training")
-    device: str = option("cpu", help="where the model computes, as torch names it: cpu, cuda, cuda:1")
+    device: str = option("auto", help="where the model computes: auto (the GPU where there is one), cpu, cuda, cuda:1")
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     data: DataConfig = field(default_factory=DataConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
