@@ -19,7 +19,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from vla_tune.artifacts.folder import read_artifact
 from vla_tune.cli import reported
-from vla_tune.config import Config, load_config, structured
+from vla_tune.config import Config, completed, load_config, structured
 from vla_tune.engine import after
 from vla_tune.engine.step import Step
 from vla_tune.errors import UserError
@@ -106,7 +106,7 @@ def main() -> None:
 def configuration(run: Path | None, given: list[str]) -> Config:
     """The run's, or that of a pipeline with overrides; what the measurement does not cover is refused."""
     if run:
-        config = structured(Config, read_artifact(run / "train", "train", "vla-tune train").config, [], str(run))
+        config = structured(Config, completed(read_artifact(run / "train", "train", "vla-tune train").config), [], str(run))
     else:
         names = [one for one in given if "=" not in one] or ["stream-drawn"]
         config = load_config(names[0], [one for one in given if "=" in one])

@@ -211,7 +211,7 @@ def test_bad_input_is_told_and_leaves_nothing(quick, tmp_path, more, message):
         (["stream.folder=nowhere"], "stream.folder=nowhere: there is no such folder"),
         (["stream.tasks=[]"], "it learns a stream of tasks, and stream.tasks is empty"),
         (["method.name=aegis"], "it learns one task, and stream.tasks lists some"),
-        (["seed=20000000000000"], "must be at most 4294967295"),
+        (["seed=20000000000000"], "must be at least 0 and at most 4294967295"),
     ],
 )
 def test_bad_values_of_a_stream_are_told(quick, more, message):

@@ -102,9 +102,11 @@ class StreamLearner(Learner, ABC):
     known_parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Config, base: str | None = None) -> None:
+        from vla_tune.policies.devices import on_device
         from vla_tune.policies.loading import check_device
         from vla_tune.vlm.loading import vlm_source
 
+        config = on_device(config)
         check_device(config.device)
         self.config, self.tasks = config, [task.name for task in config.stream.tasks]
         if not base and not config.policy.base_vlm:

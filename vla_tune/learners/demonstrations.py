@@ -12,6 +12,7 @@ from vla_tune.console import say
 from vla_tune.data.loader import as_floats, heldout_episodes, make_heldout_loader, make_loader
 from vla_tune.learners.policy import PolicyLearner
 from vla_tune.learners.start import make_start
+from vla_tune.policies.devices import on_device
 from vla_tune.policies.loading import grafted_vlm, save_policy
 from vla_tune.vlm.loading import save_vlm
 
@@ -31,6 +32,7 @@ class Demonstrations(PolicyLearner):
     """
 
     def __init__(self, config: Config) -> None:
+        config = on_device(config)
         self.start = make_start(config)
         super().__init__(self.start.policy)
         self.config, self.tasks, self.base = config, [config.name], self.start.base_vlm

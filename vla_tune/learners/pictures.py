@@ -74,8 +74,8 @@ class Pictures(StreamLearner):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.model, self.processor = load_clip(self.base, config.device)
-        self.device = torch.device(config.device)
+        self.model, self.processor = load_clip(self.base, self.config.device)
+        self.device = torch.device(self.config.device)
         self._sets = [
             {split: labelled_images(in_folder(config.stream.folder, task.manifest), split) for split in ("train", "test")}
             for task in config.stream.tasks

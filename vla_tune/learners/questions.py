@@ -38,7 +38,7 @@ class Questions(StreamLearner):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.model, self.processor = load_vlm(self.base)
-        nn.Module.to(self.model, config.device)
+        nn.Module.to(self.model, self.config.device)
         self._manifests = [in_folder(config.stream.folder, task.manifest) for task in config.stream.tasks if task.manifest]
         self._reference = in_folder(config.stream.folder, config.stream.reference) if config.stream.reference else None
         for task, _ in enumerate(self.tasks):

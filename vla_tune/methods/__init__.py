@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vla_tune.config import METHODS, STRATEGIES
 from vla_tune.errors import UserError, nearest
+from vla_tune.methods.options import STREAM_METHODS, TASK_METHODS
 
 if TYPE_CHECKING:
     from vla_tune.methods.base import Method
@@ -24,7 +24,7 @@ def method_class(name: str, *, of_stream: bool = False) -> type[Method]:
     """
     from vla_tune.methods.base import Method
 
-    names = STRATEGIES if of_stream else METHODS
+    names = STREAM_METHODS if of_stream else TASK_METHODS
     if name not in names:
         raise UserError(f"method.name={name}: unknown method; {nearest(name, list(names))}")
     file = STREAM_FILES.get(name, name) if of_stream else name

@@ -21,6 +21,7 @@ from vla_tune.config import AnchorConfig, Config
 from vla_tune.console import say, table
 from vla_tune.geometry.subspace import rank_of, share_inside
 from vla_tune.policies import adapt
+from vla_tune.policies.devices import on_device
 from vla_tune.policies.loading import grafted_vlm
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
@@ -43,7 +44,7 @@ SHOWN = (0.9, 0.99)
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """Take the statistics of the starting policy's VLM over `anchor.samples` questions and write `RUN/anchor`."""
     with Draft(run / "anchor", "anchor", overwrite=overwrite) as draft:
-        return _take(config, draft)
+        return _take(on_device(config), draft)
 
 
 def _take(config: Config, draft: Draft) -> Artifact:

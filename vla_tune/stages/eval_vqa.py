@@ -18,6 +18,7 @@ from vla_tune.config import Config
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
+from vla_tune.policies.devices import on_device
 from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, policy_config, policy_vlm
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.reports.tables import p_value
@@ -44,6 +45,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             more than a guesser.
 
     """
+    config = on_device(config)
     if config.stream.tasks:
         return stream.evaluate(config, run, overwrite=overwrite)
     with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite) as draft:

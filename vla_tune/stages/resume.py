@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 SHAPING = ("seed", "policy", "data", "method", "train", "anchor", "stream")
 """The sections of the configuration that shape a run."""
-FREE = ("train.log_every", "train.checkpoint_every", "train.path", "data.cache_mb", "stream.folder", "stream.merged")
+FREE = (
+    *("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.path"),
+    *("train.trackers", "train.eval_every", "train.eval_questions"),
+    *("data.cache_mb", "data.workers", "stream.folder", "stream.merged"),
+)
 """Keys that may change between a run and its resumption; `train.steps` may grow, or tasks be added to a stream's end."""
 KEPT = {"metrics.jsonl", "run.json"}
 AGAIN = "give --overwrite to train again"

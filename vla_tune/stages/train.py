@@ -17,6 +17,7 @@ from vla_tune.errors import UserError
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.methods import method_class
 from vla_tune.methods.wise_ft import finished_run
+from vla_tune.policies.devices import on_device
 from vla_tune.reports.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
 from vla_tune.stages import stream
 from vla_tune.stages.downloads import fetches, show_fetches
@@ -39,7 +40,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
         UserError: wrong input. RunError: it failed while running. Interrupted: it was asked to stop.
 
     """
-    began = time.monotonic()
+    began, config = time.monotonic(), on_device(config)
     if plan and not _ready(config):
         return None
     if config.stream.tasks:
