@@ -17,8 +17,8 @@ from vla_tune.simulators.episodes import Episode, plan
 from vla_tune.simulators.metaworld import Metaworld
 from vla_tune.simulators.players import Player
 from vla_tune.simulators.runner import Runner
-from vla_tune.simulators.success import mean_rate, wilson
 from vla_tune.stages import eval_rollout
+from vla_tune.stats.intervals import mean_rate, wilson
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +119,6 @@ def test_episodes_are_dealt_evenly_on_their_own_seeds():
     assert all(episode.instruction == f"do {episode.task}" for episode in episodes)
 
 
-@pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (7, 10), (81, 263)])
-def test_wilson_against_its_formula(successes, episodes):
-    z, p = 1.959963984540054, successes / episodes
-    centre = (p + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
-    half = z / (1 + z**2 / episodes) * (p * (1 - p) / episodes + z**2 / (4 * episodes**2)) ** 0.5
-    assert wilson(successes, episodes) == pytest.approx({"value": p, "low": centre - half, "high": centre + half}, abs=1e-9)
-
-
 def test_the_expert_succeeds_in_our_loop():
     """The loop itself loses nothing: the scripted expert as the policy, one action a call."""
     worlds = []
@@ -186,20 +178,6 @@ def test_mt50_is_its_four_difficulties():
         load_config("demo", ["rollout.tasks=[easy,medium,hard,very_hard]", "rollout.step_limit=500"]).rollout
     )
     assert [sum(Metaworld().group(task) == name for task in tasks) for name in ("easy", "medium", "hard", "very_hard")] == [28, 11, 6, 5]
-
-
-def test_the_mean_of_rates_and_its_interval():
-    assert mean_rate([wilson(3, 10)]) == pytest.approx(wilson(3, 10))
-    one, other = wilson(90, 100), wilson(50, 100)
-    mean = mean_rate([one, other])
-    assert mean["value"] == pytest.approx(0.7)
-    assert 0.7 - mean["low"] == pytest.approx(np.hypot(0.9 - one["low"], 0.5 - other["low"]) / 2)
-    rng = np.random.default_rng(0)  # it holds the truth about as often as it says
-    drawn = [
-        (wilson(int(a), 100), wilson(int(b), 100)) for a, b in zip(rng.binomial(100, 0.9, 2000), rng.binomial(100, 0.5, 2000), strict=True)
-    ]
-    held = [mean["low"] <= 0.7 <= mean["high"] for mean in map(list, drawn) for mean in [mean_rate(mean)]]
-    assert 0.93 < np.mean(held) < 0.97
 
 
 def test_the_language_probe_runs_the_same_episodes_under_other_instructions(config_of, tmp_path, capsys, monkeypatch):

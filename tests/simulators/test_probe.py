@@ -7,9 +7,9 @@ from vla_tune.errors import UserError
 from vla_tune.simulators.episodes import Episode, plan
 from vla_tune.simulators.metaworld import Metaworld
 from vla_tune.simulators.probe import plan_probe, probe_report, swap
-from vla_tune.simulators.success import wilson
 from vla_tune.simulators.touch import TOUCH_TASKS
 from vla_tune.stages import eval_rollout
+from vla_tune.stats.intervals import wilson
 
 SIMULATOR = Metaworld()
 TASKS = ["reach-v3", "drawer-open-v3", "drawer-close-v3"]

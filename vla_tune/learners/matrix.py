@@ -17,7 +17,9 @@ from vla_tune.engine.stream import AFTER, done
 from vla_tune.experts.tasks import NONE
 from vla_tune.geometry.continual import average, last, summary, transfer
 from vla_tune.learners.deployed import Deployed
-from vla_tune.vqa.scoring import Scored, resampled, summarise, widened
+from vla_tune.stats import bootstrap
+from vla_tune.stats.intervals import percentile_around
+from vla_tune.vqa.scoring import Scored, summarise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,7 +151,7 @@ def kept(before: Cell, after: Cell, resamples: int, seed: int) -> dict[str, Any]
 def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: int) -> dict[str, dict[str, float | None]]:
     """Each figure of `summary`, what a task's test samples are about drawn again: the same samples of a task for every row.
 
-    Of the two made-up samples (`resampled`) one is right after the last task alone, the other until then: the ends of every figure.
+    Of the two made-up samples (`bootstrap.means`) one is right after the last task alone, the other until then: the ends of every figure.
     """
     rng = np.random.default_rng(seed)
     rows = len(tasks)
@@ -158,11 +160,12 @@ def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: i
         own = {cell.after: cell for cell in cells if cell.task == task}
         ends = np.array([[row == rows - 1, row < rows - 1] for row in own], dtype=np.float64)
         scores = np.stack([cell.scores.numpy() for cell in own.values()])
-        drawn[:, list(own), column] = resampled(scores, own[rows - 1].images, ends, resamples=resamples, rng=rng)
+        drawn[:, list(own), column] = bootstrap.means(scores, own[rows - 1].images, ends, resamples=resamples, rng=rng)
     point = summary(matrix_of(cells, rows, tasks))
     many = [summary(torch.from_numpy(one)) for one in drawn]
     nothing: dict[str, float | None] = {"value": None, "low": None, "high": None}
-    return {name: nothing if value is None else widened(value, np.array([one[name] for one in many])) for name, value in point.items()}
+    found = {name: np.array([one[name] for one in many]) for name in point}
+    return {name: nothing if value is None else percentile_around(value, found[name]) for name, value in point.items()}
 
 
 def parameters(folder: Path) -> dict[str, Any]:

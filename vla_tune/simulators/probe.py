@@ -11,8 +11,8 @@ from vla_tune.errors import UserError
 from vla_tune.simulators.base import Simulator
 from vla_tune.simulators.calls import GIVEN
 from vla_tune.simulators.episodes import Episode
-from vla_tune.simulators.success import wilson
 from vla_tune.simulators.touch import TOUCH_TASKS
+from vla_tune.stats.intervals import wilson
 
 
 def plan_probe(episodes: list[Episode], tasks: list[str], simulator: Simulator) -> list[Episode]:

@@ -155,7 +155,7 @@ class Evaluation:
     def report(self) -> dict[str, Any]:
         """Success overall, by task and by group with 95 % intervals, the language probe, and what the figures depend on."""
         from vla_tune.simulators.probe import probe_report
-        from vla_tune.simulators.success import mean_rate
+        from vla_tune.stats.intervals import mean_rate
 
         settings, simulator = self._config.rollout, self.simulator
         by_task: dict[str, dict[str, Any]] = {}
@@ -185,7 +185,7 @@ class Evaluation:
 
 def rate(episodes: list[Episode]) -> dict[str, Any]:
     """The share that succeeded with its Wilson 95 % interval, and of how many."""
-    from vla_tune.simulators.success import wilson
+    from vla_tune.stats.intervals import wilson
 
     return {**wilson(sum(episode.success for episode in episodes), len(episodes)), "episodes": len(episodes)}
 
