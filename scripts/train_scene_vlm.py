@@ -19,9 +19,9 @@ from vla_tune.console import progress
 from vla_tune.data.scenes import Object, Scene
 from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
+from vla_tune.simulators.metaworld.touch_scenes import ANSWERS, TouchScene, ask_touch, sample_touch_scene
 from vla_tune.vqa.generator import Question
 from vla_tune.vqa.questions import caption
-from vla_tune.vqa.touch_scenes import ANSWERS, TouchScene, ask_touch, sample_touch_scene
 
 PEAK = 0.3
 """Of the learning rates of the first training."""

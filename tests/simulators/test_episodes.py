@@ -12,10 +12,10 @@ from vla_tune.artifacts.folder import read_artifact
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.simulators.actor import Actor
-from vla_tune.simulators.calls import call_noise
+from vla_tune.simulators.chunks import ChunkedWorld
 from vla_tune.simulators.episodes import Episode, plan
 from vla_tune.simulators.metaworld import Metaworld
-from vla_tune.simulators.players import Player
+from vla_tune.simulators.noise import call_noise
 from vla_tune.simulators.runner import Runner
 from vla_tune.stages import eval_rollout
 from vla_tune.stats.intervals import mean_rate, wilson
@@ -41,14 +41,14 @@ class Recording:
         return actions
 
 
-def player(task, step_limit=12, image_size=64):
-    return functools.partial(Player, Metaworld().maker(task, image_size=image_size, step_limit=step_limit), step_limit)
+def maker(task, step_limit=12, image_size=64):
+    return functools.partial(ChunkedWorld, Metaworld().maker(task, image_size=image_size, step_limit=step_limit), step_limit)
 
 
-def run(actor, parallel, *, apart=False):
+def run(actor, parallel, *, processes=False):
     episodes, ended = plan({"reach-v3": "Reach a goal position", "drawer-close-v3": "Push and close a drawer"}, 5, 10_000, 0), []
     recording = Recording(actor)
-    Runner(recording, player, parallel=parallel, apart=apart).run(episodes, ended.append)
+    Runner(recording, maker, parallel=parallel, processes=processes).run(episodes, ended.append)
     assert sorted(map(id, ended)) == sorted(map(id, episodes))
     return recording, [episode.row() for episode in episodes]
 
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_result(actor):
 
 
 def test_worlds_in_processes_of_their_own_give_the_same(actor):
-    (here, rows), (there, other_rows) = run(actor, 2), run(actor, 2, apart=True)
+    (here, rows), (there, other_rows) = run(actor, 2), run(actor, 2, processes=True)
     assert rows == other_rows
     assert all(np.array_equal(here.actions[call], there.actions[call]) for call in here.actions)
 
@@ -82,7 +82,7 @@ def test_actions_are_those_of_lerobots_own_loop(actor):
     """One world, lerobot's `select_action` with the same noise: the same actions as ours."""
     from lerobot.envs import preprocess_observation
 
-    from vla_tune.simulators.metaworld import FastMetaworldEnv
+    from vla_tune.simulators.metaworld.world import FastMetaworldEnv
 
     env = FastMetaworldEnv("reach-v3", obs_type="pixels_agent_pos", observation_width=64, observation_height=64)
     observation, _ = env.reset(seed=10_000)
@@ -123,18 +123,18 @@ def test_the_expert_succeeds_in_our_loop():
     """The loop itself loses nothing: the scripted expert as the policy, one action a call."""
     worlds = []
 
-    def make_player(task):
+    def make_world(task):
         def make():
             worlds.append(Metaworld().maker(task, image_size=16, step_limit=150)())
             return worlds[-1]
 
-        return functools.partial(Player, make, 150)
+        return functools.partial(ChunkedWorld, make, 150)
 
     def expert(observations, instructions, calls):
         return np.float32(np.clip([worlds[0].expert_policy.get_action(worlds[0].raw_observation)], -1, 1))[:, None]
 
     episodes = plan({"drawer-close-v3": ""}, 1, 10_000, 1)
-    Runner(expert, make_player, parallel=1, apart=False).run(episodes, lambda episode: None)
+    Runner(expert, make_world, parallel=1, processes=False).run(episodes, lambda episode: None)
     assert episodes[0].success
     assert 1 < episodes[0].steps < 150
     assert episodes[0].total_reward > 0

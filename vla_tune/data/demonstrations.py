@@ -6,12 +6,13 @@ import contextlib
 import json
 import shutil
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import file_digest, files_table, write_json
 from vla_tune.console import say, warn
-from vla_tune.data.manifests import DemonstrationsManifest, load_manifest, manifest_digest
+from vla_tune.data.manifests import GENERATORS, DemonstrationsManifest, load_manifest, manifest_digest
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
 
@@ -33,9 +34,8 @@ def demonstrations(manifest: DemonstrationsManifest) -> tuple[str, Path]:
         RunError: an expert that fails too often.
 
     """
-    from vla_tune.data.recording import GENERATOR_VERSION, write_dataset
-
-    key = f"{manifest.generator}-v{GENERATOR_VERSION}-{manifest_digest(manifest)[:16]}"
+    generator = import_module(GENERATORS["demonstrations"][manifest.generator])
+    key = f"{manifest.generator}-v{generator.GENERATOR_VERSION}-{manifest_digest(manifest)[:16]}"
     repo_id, folder = f"vla-tune/{key}", cache_folder() / "demonstrations" / key
     damage = find_damage(folder)
     if damage is None:
@@ -45,7 +45,7 @@ def demonstrations(manifest: DemonstrationsManifest) -> tuple[str, Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder.parent))
     try:
-        write_dataset(manifest, repo_id, fresh / "dataset")
+        generator.write_dataset(manifest, repo_id, fresh / "dataset")
         write_json(fresh / "files.json", files_table(fresh / "dataset"))
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(FileExistsError, NotADirectoryError):  # another process was faster: its recording equals ours

@@ -24,7 +24,7 @@ from vla_tune.vqa.scoring import Scored, summarise
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vla_tune.artifacts.eval_cache import CellStore, Scores
+    from vla_tune.artifacts.eval_cache import Scores, ScoreStore
     from vla_tune.engine.stream import Stream
 
 HOW = ("sample", "batch", "given")
@@ -32,7 +32,7 @@ HOW = ("sample", "batch", "given")
 
 
 @dataclass
-class Cell:
+class TaskScores:
     """The scores of one task's test samples after one task `[n]`, the task that each was taken to be of, the picture it is about."""
 
     after: int
@@ -47,7 +47,7 @@ class Cell:
         return self.about or [str(number) for number in range(len(self.scores))]
 
 
-def measure(stream: Stream, folder: Path, store: CellStore, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[Cell]]:
+def measure(stream: Stream, folder: Path, store: ScoreStore, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[TaskScores]]:
     """The cells of the matrix, by how samples are told apart; those of the model that the stream started from as `start`.
 
     store: takes each cell as soon as it is scored.
@@ -57,15 +57,15 @@ def measure(stream: Stream, folder: Path, store: CellStore, *, tasks: bool, late
     columns = list(range(len(stream.learner.tasks))) if tasks else []
     rows = done(folder)
     ways = HOW if stream.strategy.routes else HOW[:1]
-    cells: dict[str, list[Cell]] = {how: [] for how in ways}
+    cells: dict[str, list[TaskScores]] = {how: [] for how in ways}
 
     about = functools.cache(stream.learner.images)
 
-    def score(after: int, task: int, how: str = HOW[0]) -> Cell:
+    def score(after: int, task: int, how: str = HOW[0]) -> TaskScores:
         name = f"{'start' if after < 0 else after}-{task}-{how}"
         found = store.scored(name, lambda: stream.learner.score(task, _at(stream, how, task)))
         assert found is not None
-        return Cell(after, task, *found, about(task))
+        return TaskScores(after, task, *found, about(task))
 
     def score_reference(row: str) -> Scores | None:
         return store.scored(f"{row}-reference", lambda: stream.learner.score_reference(_at(stream))) if reference else None
@@ -86,7 +86,7 @@ def measure(stream: Stream, folder: Path, store: CellStore, *, tasks: bool, late
                     cells[how].append(cell if known else score(after, task, how))
                 counter.advance()
     if before is not None and (now := score_reference(str(rows - 1))) is not None:
-        cells["reference"] = [Cell(-1, NONE, *before, about(NONE)), Cell(rows - 1, NONE, *now, about(NONE))]
+        cells["reference"] = [TaskScores(-1, NONE, *before, about(NONE)), TaskScores(rows - 1, NONE, *now, about(NONE))]
     return cells
 
 
@@ -94,7 +94,7 @@ def _at(stream: Stream, how: str = "sample", task: int | None = None) -> Deploye
     return Deployed(stream.strategy, stream.router, how, task)
 
 
-def matrix_of(cells: list[Cell], rows: int, columns: list[int]) -> Tensor:
+def matrix_of(cells: list[TaskScores], rows: int, columns: list[int]) -> Tensor:
     """Mean scores `[rows, columns]`, float64; nan where nothing was measured."""
     matrix = torch.full((rows, len(columns)), torch.nan, dtype=torch.float64)
     for cell in cells:
@@ -102,7 +102,7 @@ def matrix_of(cells: list[Cell], rows: int, columns: list[int]) -> Tensor:
     return matrix
 
 
-def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed: int) -> dict[str, Any]:
+def figures(cells: dict[str, list[TaskScores]], names: list[str], resamples: int, seed: int) -> dict[str, Any]:
     """What a report tells of a stream: the matrix, ZSCL's figures with 95 % intervals by bootstrap over test samples, the routing."""
     report: dict[str, Any] = {"tasks": names}
     if "reference" in cells:
@@ -141,14 +141,14 @@ def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed
     return report
 
 
-def kept(before: Cell, after: Cell, resamples: int, seed: int) -> dict[str, Any]:
+def kept(before: TaskScores, after: TaskScores, resamples: int, seed: int) -> dict[str, Any]:
     """Accuracy before and after and their ratio, with 95 % intervals by paired bootstrap over pictures, as without a stream."""
     scored = Scored(before.images, [""] * len(before.scores), before.scores.numpy(), after.scores.numpy())
     told = summarise(scored, resamples=resamples, seed=seed)
     return {"before": told["base_accuracy"], "after": told["accuracy"], "retention": told["retention"], "n": told["n"]}
 
 
-def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: int) -> dict[str, dict[str, float | None]]:
+def _with_intervals(cells: list[TaskScores], tasks: list[int], resamples: int, seed: int) -> dict[str, dict[str, float | None]]:
     """Each figure of `summary`, what a task's test samples are about drawn again: the same samples of a task for every row.
 
     Of the two made-up samples (`bootstrap.means`) one is right after the last task alone, the other until then: the ends of every figure.

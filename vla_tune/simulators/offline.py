@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from vla_tune.console import progress
-from vla_tune.simulators.calls import GIVEN, call_noise
+from vla_tune.simulators.noise import call_noise
+from vla_tune.simulators.probe import GIVEN
 from vla_tune.stats import bootstrap
 from vla_tune.stats.intervals import percentile
 

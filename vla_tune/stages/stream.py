@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vla_tune.anchors.artifact import Anchor
     from vla_tune.config import Config
     from vla_tune.engine.stream import Stream
-    from vla_tune.learners.matrix import Cell
+    from vla_tune.learners.matrix import TaskScores
 
 FREE = ("train.log_every", "train.checkpoint_every", "train.path", "data.cache_mb", "stream.folder", "stream.merged")
 """Keys that may change between a run and its resumption; tasks may be added at the end of the stream."""
@@ -218,7 +218,7 @@ def is_robots(config: Config) -> bool:
 
 
 def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artifact:
-    from vla_tune.artifacts.eval_cache import CellStore
+    from vla_tune.artifacts.eval_cache import ScoreStore
     from vla_tune.engine.stream import Stream
     from vla_tune.learners.deployed import Deployed
     from vla_tune.learners.matrix import figures, measure, parameters
@@ -237,7 +237,7 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
         "train": artifact.digest,
         "environment": environment(config.device),
     }
-    store = CellStore(draft.path, basis)
+    store = ScoreStore(draft.path, basis)
     cells = measure(stream, source, store, tasks=tasks, later=not worlds, reference=not worlds)
     if worlds:
         stream.learner.film(Deployed(stream.strategy, stream.router), draft.path / "videos")
@@ -271,7 +271,7 @@ def check_stream(config: Config, artifact: Artifact) -> list[str]:
     return learnt
 
 
-def _write_cells(file: Path, cells: Sequence[Cell], names: list[str]) -> None:
+def _write_cells(file: Path, cells: Sequence[TaskScores], names: list[str]) -> None:
     """A row a sample and cell: `after` (empty: before the stream), `task` (empty: of none), `sample`, `image`, `score`, `taken_for`."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,11 @@ import numpy as np
 
 from vla_tune.artifacts.folder import file_digest, table_digest, write_json
 from vla_tune.console import warn
-from vla_tune.data.manifests import BenchmarkManifest, DemonstrationsManifest, LabelledManifest, VqaManifest, load_manifest
+from vla_tune.data.manifests import GENERATORS, BenchmarkManifest, DemonstrationsManifest, LabelledManifest, VqaManifest, load_manifest
 from vla_tune.data.scenes import SPLITS, noisy, picture_hash
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
 from vla_tune.vqa.generator import Drawable, Generator, Question
-from vla_tune.vqa.questions import DRAWN
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,12 +41,9 @@ FILE = "questions.parquet"
 
 
 def generator_of(manifest: VqaManifest) -> Generator[Any]:
-    """The generator that a manifest names; the robot's world is imported when it is needed."""
-    if manifest.generator == "shapes":
-        return DRAWN
-    from vla_tune.vqa.touch_scenes import TOUCH
-
-    return TOUCH
+    """The generator that a manifest names; a robot's world is imported when it is needed."""
+    found: Generator[Any] = import_module(GENERATORS["vqa"][manifest.generator]).GENERATOR
+    return found
 
 
 def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> Dataset:
