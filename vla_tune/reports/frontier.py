@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_tune.artifacts.folder import write_json
-from vla_tune.cli import reported
 from vla_tune.console import say
 from vla_tune.errors import UserError
 from vla_tune.reports import plots, tables
@@ -172,6 +171,8 @@ def _successes(runs: list[Run]) -> dict[tuple[Any, ...], bool]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line of `python -m vla_tune.reports.frontier`."""
+    from vla_tune.cli import reported
+
     parser = argparse.ArgumentParser(prog="python -m vla_tune.reports.frontier", description="A study's frontier, as far as it has got.")
     parser.add_argument("out", type=Path, help="the study's folder, such as runs/frontier")
     with reported("the same command again"):

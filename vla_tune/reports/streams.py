@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_tune.artifacts.folder import write_json
-from vla_tune.cli import reported
 from vla_tune.config import completed, option_of
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError, nearest
@@ -171,6 +170,8 @@ def _cells(row: Row) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line of `python -m vla_tune.reports.streams`."""
+    from vla_tune.cli import reported
+
     parser = argparse.ArgumentParser(prog="python -m vla_tune.reports.streams", description="A study of a stream, as far as it has got.")
     parser.add_argument("out", type=Path, help="the study's folder, such as runs/stream-images")
     parser.add_argument("labels", nargs="*", help="variants in the order of their rows, the one that others are compared with first")
