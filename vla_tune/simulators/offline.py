@@ -1,4 +1,4 @@
-"""A policy on demonstrations that training left out, where there is no world to act in: how far its actions are from theirs."""
+"""A policy on demonstrations that training left out, where there is no simulator: how far its actions are from theirs."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ def _lerobots() -> dict[str, dict[str, object]]:
     """lerobot's table of Meta-World, read without importing lerobot."""
     spec = importlib.util.find_spec("lerobot")
     assert spec is not None
-    (folder,) = spec.submodule_search_locations or ()
-    found: dict[str, dict[str, object]] = json.loads((Path(folder) / "envs" / "metaworld_config.json").read_text())
+    assert spec.origin is not None
+    found: dict[str, dict[str, object]] = json.loads((Path(spec.origin).parent / "envs" / "metaworld_config.json").read_text())
     return found
 
 
