@@ -37,7 +37,7 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
 from vla_tune.data.scenes import COLOURS, IMAGE_SIZE, QUESTION_TYPES, SHAPES, Scene, picture_hash, sample_scene
 from vla_tune.vqa.generator import Question
-from vla_tune.vqa.questions import DRAWN, ask, caption
+from vla_tune.vqa.questions import GENERATOR, ask, caption
 
 PATCH_SIZE = 8
 SCALE_FACTOR = 2
@@ -283,7 +283,7 @@ class Batch:
 
 def other_splits() -> set[str]:
     """The content hashes of the pictures that no training may see."""
-    return {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(DRAWN.scenes)}
+    return {picture_hash(sample_scene(0, split, i).draw()) for split in ("anchor", "test") for i in range(GENERATOR.scenes)}
 
 
 def drawn_rows(packer: Packer, phase: Phase, seed: int, indices: Iterable[int], test_hashes: set[str]) -> list[tuple[np.ndarray, ...]]:

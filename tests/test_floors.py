@@ -36,7 +36,7 @@ KNOWN = {
     "floors": {
         "vla_tune.data.recording -> vla_tune.simulators.drawing",
         "vla_tune.data.recording -> vla_tune.simulators.metaworld",
-        "vla_tune.learners.matrix -> vla_tune.engine.stream",
+        "vla_tune.evaluation.matrix -> vla_tune.engine.stream",
         "vla_tune.learners.policy -> vla_tune.engine.loop",
         "vla_tune.learners.policy -> vla_tune.engine.setup",
         "vla_tune.reports.frontier -> vla_tune.cli",

@@ -11,10 +11,11 @@ import torch
 from vla_tune.artifacts.store import find_damage
 from vla_tune.config import DataConfig
 from vla_tune.data import demonstrations as module
-from vla_tune.data import recording
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, demonstrations, open_dataset, open_metadata
 from vla_tune.data.manifests import DemonstrationsManifest
 from vla_tune.errors import RunError, UserError
+from vla_tune.simulators.metaworld import recording
+from vla_tune.simulators.metaworld.tasks import FIRST_SEED
 
 MANIFEST = DemonstrationsManifest(tasks=["reach-v3", "drawer-close-v3"], episodes_per_task=2, license="Apache-2.0")
 
@@ -105,10 +106,10 @@ def test_recording_again_gives_the_same_bits(recorded):
 
 
 def test_every_episode_ends_in_the_success_that_its_actions_reach():
-    from vla_tune.simulators.metaworld import FastMetaworldEnv
+    from vla_tune.simulators.metaworld.world import FastMetaworldEnv
 
     for episode in recording.record_task(MANIFEST, "reach-v3"):
-        assert episode.seed >= recording.FIRST_SEED
+        assert episode.seed >= FIRST_SEED
         env = FastMetaworldEnv("reach-v3", obs_type="pixels_agent_pos")
         env.render_observations = False
         env.reset(seed=episode.seed)

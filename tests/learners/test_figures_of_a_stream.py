@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vla_tune.learners.matrix import Cell, figures
+from vla_tune.evaluation.matrix import TaskScores, figures
 from vla_tune.vqa.scoring import Scored, summarise
 
 
 def cell(after, task, scores, about=None):
-    return Cell(after, task, torch.tensor(scores, dtype=torch.float64), None, about)
+    return TaskScores(after, task, torch.tensor(scores, dtype=torch.float64), None, about)
 
 
 def test_samples_that_all_agree_do_not_make_it_sure():

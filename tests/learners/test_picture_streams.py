@@ -331,7 +331,7 @@ def test_scores_of_other_settings_are_dropped(quick, tmp_path, monkeypatch, caps
     config = quick("shapes", more=["vqa.questions=8"])
     train.run(config, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("vla_tune.learners.matrix.figures", fails_with(KeyboardInterrupt()))
+        patch.setattr("vla_tune.evaluation.matrix.figures", fails_with(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             eval_vqa.run(config, tmp_path)
     eval_vqa.run(quick("shapes"), tmp_path)

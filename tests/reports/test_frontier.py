@@ -10,7 +10,7 @@ from runs import add_train, add_vqa, predictions, publish, running_run
 from vla_tune.errors import UserError
 from vla_tune.reports import frontier
 from vla_tune.reports.runs import read_run
-from vla_tune.simulators.success import wilson
+from vla_tune.stats.intervals import wilson
 from vla_tune.vqa.scoring import Scored, summarise
 
 

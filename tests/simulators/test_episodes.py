@@ -12,13 +12,13 @@ from vla_tune.artifacts.folder import read_artifact
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.simulators.actor import Actor
-from vla_tune.simulators.calls import call_noise
+from vla_tune.simulators.chunks import ChunkedWorld
 from vla_tune.simulators.episodes import Episode, plan
 from vla_tune.simulators.metaworld import Metaworld
-from vla_tune.simulators.players import Player
+from vla_tune.simulators.noise import call_noise
 from vla_tune.simulators.runner import Runner
-from vla_tune.simulators.success import mean_rate, wilson
 from vla_tune.stages import eval_rollout
+from vla_tune.stats.intervals import mean_rate, wilson
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ class Recording:
         return actions
 
 
-def player(task, step_limit=12, image_size=64):
-    return functools.partial(Player, Metaworld().maker(task, image_size=image_size, step_limit=step_limit), step_limit)
+def maker(task, step_limit=12, image_size=64):
+    return functools.partial(ChunkedWorld, Metaworld().maker(task, image_size=image_size, step_limit=step_limit), step_limit)
 
 
-def run(actor, parallel, *, apart=False):
+def run(actor, parallel, *, processes=False):
     episodes, ended = plan({"reach-v3": "Reach a goal position", "drawer-close-v3": "Push and close a drawer"}, 5, 10_000, 0), []
     recording = Recording(actor)
-    Runner(recording, player, parallel=parallel, apart=apart).run(episodes, ended.append)
+    Runner(recording, maker, parallel=parallel, processes=processes).run(episodes, ended.append)
     assert sorted(map(id, ended)) == sorted(map(id, episodes))
     return recording, [episode.row() for episode in episodes]
 
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_result(actor):
 
 
 def test_worlds_in_processes_of_their_own_give_the_same(actor):
-    (here, rows), (there, other_rows) = run(actor, 2), run(actor, 2, apart=True)
+    (here, rows), (there, other_rows) = run(actor, 2), run(actor, 2, processes=True)
     assert rows == other_rows
     assert all(np.array_equal(here.actions[call], there.actions[call]) for call in here.actions)
 
@@ -82,7 +82,7 @@ def test_actions_are_those_of_lerobots_own_loop(actor):
     """One world, lerobot's `select_action` with the same noise: the same actions as ours."""
     from lerobot.envs import preprocess_observation
 
-    from vla_tune.simulators.metaworld import FastMetaworldEnv
+    from vla_tune.simulators.metaworld.world import FastMetaworldEnv
 
     env = FastMetaworldEnv("reach-v3", obs_type="pixels_agent_pos", observation_width=64, observation_height=64)
     observation, _ = env.reset(seed=10_000)
@@ -119,30 +119,22 @@ def test_episodes_are_dealt_evenly_on_their_own_seeds():
     assert all(episode.instruction == f"do {episode.task}" for episode in episodes)
 
 
-@pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (7, 10), (81, 263)])
-def test_wilson_against_its_formula(successes, episodes):
-    z, p = 1.959963984540054, successes / episodes
-    centre = (p + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
-    half = z / (1 + z**2 / episodes) * (p * (1 - p) / episodes + z**2 / (4 * episodes**2)) ** 0.5
-    assert wilson(successes, episodes) == pytest.approx({"value": p, "low": centre - half, "high": centre + half}, abs=1e-9)
-
-
 def test_the_expert_succeeds_in_our_loop():
     """The loop itself loses nothing: the scripted expert as the policy, one action a call."""
     worlds = []
 
-    def make_player(task):
+    def make_world(task):
         def make():
             worlds.append(Metaworld().maker(task, image_size=16, step_limit=150)())
             return worlds[-1]
 
-        return functools.partial(Player, make, 150)
+        return functools.partial(ChunkedWorld, make, 150)
 
     def expert(observations, instructions, calls):
         return np.float32(np.clip([worlds[0].expert_policy.get_action(worlds[0].raw_observation)], -1, 1))[:, None]
 
     episodes = plan({"drawer-close-v3": ""}, 1, 10_000, 1)
-    Runner(expert, make_player, parallel=1, apart=False).run(episodes, lambda episode: None)
+    Runner(expert, make_world, parallel=1, processes=False).run(episodes, lambda episode: None)
     assert episodes[0].success
     assert 1 < episodes[0].steps < 150
     assert episodes[0].total_reward > 0
@@ -186,20 +178,6 @@ def test_mt50_is_its_four_difficulties():
         load_config("demo", ["rollout.tasks=[easy,medium,hard,very_hard]", "rollout.step_limit=500"]).rollout
     )
     assert [sum(Metaworld().group(task) == name for task in tasks) for name in ("easy", "medium", "hard", "very_hard")] == [28, 11, 6, 5]
-
-
-def test_the_mean_of_rates_and_its_interval():
-    assert mean_rate([wilson(3, 10)]) == pytest.approx(wilson(3, 10))
-    one, other = wilson(90, 100), wilson(50, 100)
-    mean = mean_rate([one, other])
-    assert mean["value"] == pytest.approx(0.7)
-    assert 0.7 - mean["low"] == pytest.approx(np.hypot(0.9 - one["low"], 0.5 - other["low"]) / 2)
-    rng = np.random.default_rng(0)  # it holds the truth about as often as it says
-    drawn = [
-        (wilson(int(a), 100), wilson(int(b), 100)) for a, b in zip(rng.binomial(100, 0.9, 2000), rng.binomial(100, 0.5, 2000), strict=True)
-    ]
-    held = [mean["low"] <= 0.7 <= mean["high"] for mean in map(list, drawn) for mean in [mean_rate(mean)]]
-    assert 0.93 < np.mean(held) < 0.97
 
 
 def test_the_language_probe_runs_the_same_episodes_under_other_instructions(config_of, tmp_path, capsys, monkeypatch):

@@ -11,8 +11,8 @@ import torch
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.simulators import libero
+from vla_tune.simulators.chunks import ChunkedWorld
 from vla_tune.simulators.libero import Libero
-from vla_tune.simulators.players import Player
 from vla_tune.stages import eval_rollout
 
 SIMULATOR = Libero()
@@ -95,15 +95,15 @@ class Expert:
 def run_expert(world, seed, carried):
     """One episode, an action at a time."""
 
-    class Blind(Player):
+    class Blind(ChunkedWorld):
         def _draw(self, *, wanted):
             super()._draw(wanted=False)  # the expert needs no pictures
 
-    expert, player = Expert(world, carried), Blind(lambda: world, 180)
-    player.begin(seed, filmed=False)
-    outcome = player.follow(expert()[None])
+    expert, acted = Expert(world, carried), Blind(lambda: world, 180)
+    acted.begin(seed, filmed=False)
+    outcome = acted.execute(expert()[None])
     while not outcome.done:
-        outcome = player.follow(expert()[None])
+        outcome = acted.execute(expert()[None])
     return outcome
 
 
@@ -139,14 +139,14 @@ def test_observations_are_lerobots_and_an_episode_follows_from_its_initial_state
     world.reset(seed=3)
     for seed in (4, 5):
         expected, _ = theirs.reset()
-        player = Player(lambda: world, 280)
-        player.begin(seed, filmed=True)
+        ours = ChunkedWorld(lambda: world, 280)
+        ours.begin(seed, filmed=True)
         actions = np.random.default_rng(seed).uniform(-1, 1, (6, 7)).astype(np.float32)
         for chunk in (actions[:3], actions[3:]):
-            assert_same(player.observe(), expected)
-            player.follow(chunk)
+            assert_same(ours.observe(), expected)
+            ours.execute(chunk)
             expected = [theirs.step(action)[0] for action in chunk][-1]
-        assert_same(player.observe(), expected)
+        assert_same(ours.observe(), expected)
     theirs.close()
 
 

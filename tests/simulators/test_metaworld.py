@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from vla_tune.errors import UserError
-from vla_tune.simulators import drawing, metaworld
-from vla_tune.simulators.metaworld import FastMetaworldConfig, FastMetaworldEnv
+from vla_tune.simulators.metaworld import drawing
+from vla_tune.simulators.metaworld import world as module
+from vla_tune.simulators.metaworld.world import FastMetaworldConfig, FastMetaworldEnv
 
 
 def world(task="door-open-v3", size=64, **settings):
@@ -161,7 +162,7 @@ def test_an_import_that_fails_is_one_message(monkeypatch, failure, message):
 
     monkeypatch.delitem(sys.modules, "metaworld")
     monkeypatch.setattr(sys, "meta_path", [Fails, *sys.meta_path])
-    spec = importlib.util.spec_from_file_location("metaworld_again", metaworld.__file__)
+    spec = importlib.util.spec_from_file_location("metaworld_again", module.__file__)
     with pytest.raises(UserError, match=message):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

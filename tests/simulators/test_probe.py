@@ -6,10 +6,10 @@ from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.simulators.episodes import Episode, plan
 from vla_tune.simulators.metaworld import Metaworld
+from vla_tune.simulators.metaworld.tasks import TOUCH_TASKS
 from vla_tune.simulators.probe import plan_probe, probe_report, swap
-from vla_tune.simulators.success import wilson
-from vla_tune.simulators.touch import TOUCH_TASKS
 from vla_tune.stages import eval_rollout
+from vla_tune.stats.intervals import wilson
 
 SIMULATOR = Metaworld()
 TASKS = ["reach-v3", "drawer-open-v3", "drawer-close-v3"]
@@ -55,12 +55,12 @@ def test_success_is_the_original_tasks_and_following_is_counted_apart():
     episodes = [episode("right", "Touch the red ball", "red"), episode("right", "Touch the red ball", "blue")]
     episodes += [episode("swapped", blue, "blue"), episode("swapped", blue, "red"), episode("swapped", "Reach", None, "reach-v3")]
     episodes += [episode("empty", "", None)]
-    report = probe_report(episodes)
+    report = probe_report(episodes, SIMULATOR)
     assert report["right"] == {**wilson(1, 2), "episodes": 2}
     assert report["swapped"] == {**wilson(1, 3), "episodes": 3}
     assert report["empty"] == {**wilson(0, 1), "episodes": 1}
     assert report["followed"] == {**wilson(1, 2), "episodes": 2}
-    assert probe_report([one for one in episodes if one.given != "swapped"] + episodes[4:5])["followed"] is None
+    assert probe_report([one for one in episodes if one.given != "swapped"] + episodes[4:5], SIMULATOR)["followed"] is None
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from vla_tune.simulators.metaworld import FastMetaworldEnv
-from vla_tune.simulators.touch import COLOURS, MIN_DISTANCE, REGION, TOUCH_TASKS, TOUCHED
+from vla_tune.simulators.metaworld.tasks import COLOURS, TOUCH_TASKS
+from vla_tune.simulators.metaworld.touch import MIN_DISTANCE, REGION, TOUCHED
+from vla_tune.simulators.metaworld.world import FastMetaworldEnv
 
 SEEDS = range(10_000, 10_012)
 

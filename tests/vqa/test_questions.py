@@ -10,7 +10,7 @@ from vla_tune.data.scenes import COLOURS, SHAPES, picture_hash, sample_scene
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
 from vla_tune.vqa.dataset import generate, questions_digest, vqa_questions
-from vla_tune.vqa.questions import ANSWERS, DRAWN
+from vla_tune.vqa.questions import ANSWERS, GENERATOR
 
 RELATIONS = {
     "left of": lambda a, b: b.x - a.x,
@@ -54,7 +54,7 @@ def oracle(scene, text):  # noqa: PLR0911 - a return a type of question
 
 @pytest.mark.parametrize("split", ["anchor", "test"])
 def test_answers_equal_an_independent_oracle(split):
-    asked = [(scene, question) for scene, questions in generate(DRAWN, 0, split, 150) for question in questions]
+    asked = [(scene, question) for scene, questions in generate(GENERATOR, 0, split, 150) for question in questions]
     assert len(asked) == 450
     for scene, question in asked:
         assert oracle(scene, question.text) == question.answer, (scene, question)
@@ -91,14 +91,14 @@ def test_pictures_of_the_splits_are_disjoint():
     assert not ids["anchor"] & ids["test"]
     assert not (ids["anchor"] | ids["test"]) & {picture_hash(sample_scene(0, "train", i).draw())[:16] for i in range(500)}
     # Training leaves out the pictures of these scenes by hash, so all pictures of a split must come from among them.
-    excluded = {picture_hash(sample_scene(0, "test", i).draw())[:16] for i in range(DRAWN.scenes)}
+    excluded = {picture_hash(sample_scene(0, "test", i).draw())[:16] for i in range(GENERATOR.scenes)}
     assert ids["test"] <= excluded
 
 
 def test_the_same_every_time():
-    one, other = list(generate(DRAWN, 3, "test", 20)), list(generate(DRAWN, 3, "test", 20))
+    one, other = list(generate(GENERATOR, 3, "test", 20)), list(generate(GENERATOR, 3, "test", 20))
     assert one == other
-    assert one != list(generate(DRAWN, 4, "test", 20))
+    assert one != list(generate(GENERATOR, 4, "test", 20))
 
 
 def test_a_damaged_set_is_made_again(capsys):

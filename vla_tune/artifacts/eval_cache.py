@@ -15,7 +15,7 @@ type Scores = tuple[Tensor, Tensor | None]
 """The scores of a task's test samples `[n]`, and the task that each was taken to be of."""
 
 
-class CellStore:
+class ScoreStore:
     """Scores by name.
 
     Args:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.store import made_once
 from vla_tune.console import warn
-from vla_tune.data.manifests import DemonstrationsManifest, load_manifest, manifest_digest
+from vla_tune.data.manifests import GENERATORS, DemonstrationsManifest, load_manifest, manifest_digest
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
 
@@ -30,11 +31,10 @@ def demonstrations(manifest: DemonstrationsManifest) -> tuple[str, Path]:
         RunError: an expert that fails too often.
 
     """
-    from vla_tune.data.recording import GENERATOR_VERSION, write_dataset
-
-    key = f"{manifest.generator}-v{GENERATOR_VERSION}-{manifest_digest(manifest)[:16]}"
+    generator = import_module(GENERATORS["demonstrations"][manifest.generator])
+    key = f"{manifest.generator}-v{generator.GENERATOR_VERSION}-{manifest_digest(manifest)[:16]}"
     repo_id, folder = f"vla-tune/{key}", cache_folder() / "demonstrations" / key
-    return repo_id, made_once(folder / "dataset", lambda root: write_dataset(manifest, repo_id, root))
+    return repo_id, made_once(folder / "dataset", lambda root: generator.write_dataset(manifest, repo_id, root))
 
 
 def dataset_metadata(config: DataConfig) -> LeRobotDatasetMetadata:

@@ -153,7 +153,12 @@ SCHEMAS: dict[str, type[Manifest]] = {
     "vqa-benchmark": BenchmarkManifest,
     "classification": LabelledManifest,
 }
-GENERATORS = {"demonstrations": ["metaworld"], "vqa": ["shapes", "touch"], "classification": ["drawings"]}
+GENERATORS = {
+    "demonstrations": {"metaworld": "vla_tune.simulators.metaworld.recording"},
+    "vqa": {"shapes": "vla_tune.vqa.questions", "touch": "vla_tune.simulators.metaworld.touch_scenes"},
+    "classification": {"drawings": "vla_tune.data.drawings"},
+}
+"""By kind of manifest: what can make its data, and the module that does, imported then."""
 _DRAWN_KEYS = ("family", "per_class", "mirrored", "seed")
 _FILE_KEYS = ("revision", "train", "test", "columns", "split_seed")
 """What a classification manifest says of drawings alone, and of parquet files alone."""
@@ -240,7 +245,7 @@ def parse_manifest(values: dict[str, Any], source: str) -> Manifest:
 
 def _check_generator(generator: str, kind: str, source: str) -> None:
     if generator not in GENERATORS[kind]:
-        raise UserError(f"{source}: generator: '{generator}' is unknown; {nearest(generator, GENERATORS[kind])}")
+        raise UserError(f"{source}: generator: '{generator}' is unknown; {nearest(generator, list(GENERATORS[kind]))}")
 
 
 def _check_demonstrations(manifest: DemonstrationsManifest, source: str) -> None:

@@ -21,9 +21,9 @@ from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.learners.start import make_processors
 from vla_tune.policies.loading import set_action_steps, whole_vlm
 from vla_tune.simulators.actor import Actor, check_fits, trained_size
-from vla_tune.simulators.base import simulator_of, tasks_of
+from vla_tune.simulators.chunks import world_maker
 from vla_tune.simulators.episodes import Episode, check_plan, plan
-from vla_tune.simulators.players import player_maker
+from vla_tune.simulators.registry import simulator_of, tasks_of
 from vla_tune.simulators.runner import Runner
 from vla_tune.simulators.videos import write_video
 from vla_tune.vlm.loading import load_vlm
@@ -192,6 +192,6 @@ class Robot(Demonstrations, StreamLearner):
         episodes = plan(worlds, count, settings.first_seed, count if filmed else 0)
         actor = Actor(policy, self.start.processors, self.simulator.processor(), deployed.around(self.batch_features, taken))
 
-        make_player = player_maker(self.simulator, size, settings.step_limit)
-        Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run(episodes, lambda _: None)
+        maker = world_maker(self.simulator, size, settings.step_limit)
+        Runner(actor, maker, parallel=settings.parallel, processes=settings.processes).run(episodes, lambda _: None)
         return episodes, torch.cat(taken) if taken else None

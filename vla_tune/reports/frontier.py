@@ -23,13 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_tune.artifacts.folder import write_json
-from vla_tune.cli import reported
 from vla_tune.console import say
 from vla_tune.errors import UserError
 from vla_tune.reports import plots, tables
 from vla_tune.reports.runs import Row, Run, mean, read_json, read_run
-from vla_tune.simulators.success import wilson
-from vla_tune.vqa.scoring import interval, mcnemar
+from vla_tune.stats import bootstrap
+from vla_tune.stats.intervals import percentile, wilson
+from vla_tune.stats.paired import mcnemar
 
 REFERENCES = ("full", "frozen")
 """The variants that the others are compared with."""
@@ -101,12 +101,10 @@ def retention(runs: list[list[Row]]) -> Row | None:
     pictures = {name: place for place, name in enumerate(sorted({row["image_id"] for rows in runs for row in rows}))}
     base, tuned = (np.stack([_by_picture(rows, key, pictures) for rows in runs]) for key in ("base_score", "score"))
     rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(pictures), np.full(len(pictures), 1 / len(pictures)), size=RESAMPLES).astype(np.float64)
-    seeds = rng.integers(len(runs), size=(RESAMPLES, len(runs)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = np.take_along_axis((drawn @ tuned.T) / (drawn @ base.T), seeds, axis=1).mean(1)
-        value = float((tuned.sum(1) / base.sum(1)).mean())
-    return {"value": value, **interval(resampled)}
+    drawn = bootstrap.draws(len(pictures), RESAMPLES, rng)
+    resampled = bootstrap.mean_over_runs(bootstrap.ratio(drawn @ tuned.T, drawn @ base.T), rng)
+    value = float(bootstrap.ratio(tuned.sum(1), base.sum(1)).mean())
+    return {"value": value, **percentile(resampled)}
 
 
 def compare(runs: list[Run], reference: list[Run]) -> Row | None:
@@ -164,7 +162,7 @@ def _difference(test: Row | None) -> str:
 
 def _by_picture(rows: list[Row], key: str, pictures: dict[Any, int]) -> npt.NDArray[np.float64]:
     places = [pictures[row["image_id"]] for row in rows]
-    return np.bincount(places, weights=[row[key] for row in rows], minlength=len(pictures)).astype(np.float64)
+    return bootstrap.cluster_totals(places, len(pictures), [row[key] for row in rows])
 
 
 def _successes(runs: list[Run]) -> dict[tuple[Any, ...], bool]:
@@ -173,6 +171,8 @@ def _successes(runs: list[Run]) -> dict[tuple[Any, ...], bool]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line of `python -m vla_tune.reports.frontier`."""
+    from vla_tune.cli import reported
+
     parser = argparse.ArgumentParser(prog="python -m vla_tune.reports.frontier", description="A study's frontier, as far as it has got.")
     parser.add_argument("out", type=Path, help="the study's folder, such as runs/frontier")
     with reported("the same command again"):

@@ -27,7 +27,7 @@ class Run:
     config: of the training, else of what there is.
     metrics: the rows of `metrics.jsonl`, of the finished training or of the one that is `running`.
     vqa, rollout: the evaluations' `report.json`; predictions and episodes are their tables' rows. A stream of tasks has none of these.
-    stream: what the evaluations tell of a stream of tasks (`vla_tune.learners.matrix.figures`).
+    stream: what the evaluations tell of a stream of tasks (`vla_tune.evaluation.matrix.figures`).
     label: what tells this run from the others of the report.
     """
 

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_tune.artifacts.folder import write_json
-from vla_tune.cli import reported
 from vla_tune.config import completed, option_of
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError, nearest
 from vla_tune.reports import plots
 from vla_tune.reports.runs import EVALUATIONS, Row, read_json, read_run, read_stream, read_table
 from vla_tune.reports.tables import FIGURES
-from vla_tune.vqa.scoring import resampled, widened
+from vla_tune.stats import bootstrap
+from vla_tune.stats.intervals import percentile_around
 
 RESAMPLES = 2000
 RATES, CHANGES = (0.0, 1.0), (-1.0, 1.0)
@@ -146,15 +146,15 @@ def _minus(one: Scores, other: Scores) -> Scores:
 def _estimate(runs: list[Scores], images: Images, ends: tuple[float, float]) -> dict[str, float | None]:
     """The mean over tasks and runs, and its 95 % interval: what a task's samples are about drawn again, the same for every run.
 
-    ends: what a score can be at least and at most (`resampled`).
+    ends: what a score can be at least and at most (`bootstrap.means`).
     """
     rng = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
     for task in runs[0]:
         scores = np.mean([run[task] for run in runs], axis=0)[None]
-        total += resampled(scores, images[task], np.array([ends]), resamples=RESAMPLES, rng=rng)[:, 0]
+        total += bootstrap.means(scores, images[task], np.array([ends]), resamples=RESAMPLES, rng=rng)[:, 0]
     value = float(np.mean([[scores.mean() for scores in run.values()] for run in runs]))
-    return widened(value, total / len(runs[0]))
+    return percentile_around(value, total / len(runs[0]))
 
 
 def _cells(row: Row) -> list[str]:
@@ -170,6 +170,8 @@ def _cells(row: Row) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line of `python -m vla_tune.reports.streams`."""
+    from vla_tune.cli import reported
+
     parser = argparse.ArgumentParser(prog="python -m vla_tune.reports.streams", description="A study of a stream, as far as it has got.")
     parser.add_argument("out", type=Path, help="the study's folder, such as runs/stream-images")
     parser.add_argument("labels", nargs="*", help="variants in the order of their rows, the one that others are compared with first")

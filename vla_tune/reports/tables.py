@@ -156,7 +156,7 @@ def task_table(run: Run) -> Table:
 
 
 def offline_table(run: Run) -> Table:
-    """Action error by joint of one run that had no world to act in."""
+    """Action error by joint of one run that had no simulator."""
     offline: Row = (run.rollout or {}).get("offline") or {}
     every = {"all": {**offline["action_error"], "constant": offline["constant"]["value"]}} if offline else {}
     rows = [
@@ -167,7 +167,7 @@ def offline_table(run: Run) -> Table:
 
 
 def moved_table(run: Run) -> Table:
-    """How far another instruction moves the action, of one run that had no world to act in."""
+    """How far another instruction moves the action, of one run that had no simulator."""
     moved: Row = ((run.rollout or {}).get("offline") or {}).get("action_moved", {})
     rows = [[Cell(given), Cell(number(row["value"]), f"{row['low']:.3g} to {row['high']:.3g}")] for given, row in moved.items()]
     return Table(["Instruction", "Action moves by"], rows)

@@ -1,3 +1,3 @@
 """The old name of `vla_tune.simulators`, which `lerobot-eval --env.discover_packages_path=vla_tune.rollout` is told in scripts."""
 
-import vla_tune.simulators.metaworld  # noqa: F401 - registers the environment
+import vla_tune.simulators.plugin  # noqa: F401 - registers the environments

@@ -15,7 +15,7 @@ from vla_tune.console import warn
 from vla_tune.errors import UserError
 from vla_tune.policies.loading import renamed
 from vla_tune.simulators.base import Observation, Simulator
-from vla_tune.simulators.calls import call_noise
+from vla_tune.simulators.noise import call_noise
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
@@ -44,14 +44,16 @@ class Actor:
         self._policy, (self._before, self._after), self._world = policy, processors, world_processor
         self._around = around
 
-    def __call__(self, observations: list[Observation], instructions: list[str], calls: list[tuple[str, int, int]]) -> NDArray[np.float32]:
-        """The actions to take, `[worlds, n_action_steps, action]`; `calls` are (task, episode seed, number of the call)."""
+    def __call__(
+        self, observations: list[Observation], instructions: list[str], noise_keys: list[tuple[str, int, int]]
+    ) -> NDArray[np.float32]:
+        """The actions to take, `[worlds, n_action_steps, action]`; `noise_keys` are (task, episode seed, number of the call)."""
         from lerobot.envs import preprocess_observation
 
         config = self._policy.config
         seen: dict[str, Any] = preprocess_observation(_stacked(observations))
         batch = self._before(self._world({**seen, "task": instructions}))
-        noise = torch.stack([call_noise(*call, (config.chunk_size, config.max_action_dim)) for call in calls])
+        noise = torch.stack([call_noise(*key, (config.chunk_size, config.max_action_dim)) for key in noise_keys])
         with torch.inference_mode(), self._around(batch):
             chunk = self._policy.predict_action_chunk(batch, noise=noise.to(config.device))
             actions: Tensor = self._after(chunk[:, : config.n_action_steps])

@@ -1,15 +1,14 @@
-"""The simulators that policies act in, behind one protocol: which tasks there are, what they show, and a world for each."""
+"""What a simulator is: which tasks it has, what they show, and a world for each. `registry.py` finds them."""
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from vla_tune.errors import UserError
 
 Observation = dict[str, Any]
 """Arrays by name, maybe nested, as lerobot's `preprocess_observation` reads them."""
@@ -36,22 +35,42 @@ class World(Protocol):
         """Free what drawing holds."""
 
 
+class Assets(NamedTuple):
+    """What a simulator fetches from the Hub before its first world: in words, the data set's name, whether it is here already."""
+
+    what: str
+    repo: str
+    here: bool
+
+
 class Simulator(ABC):
-    """A benchmark of tasks for one robot.
+    """A benchmark of tasks for one robot; made and asked for names without importing what it simulates with.
 
     Attributes:
         title: its name for people.
+        module: what is imported from its installation.
         packages: whose versions its figures depend on.
+        incomparable: why `lerobot-eval` cannot run the same episodes, where it cannot.
         cameras: the pictures that it shows, by lerobot's names.
         state, action: how many numbers these have.
 
     """
 
     title: ClassVar[str]
+    module: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
+    incomparable: ClassVar[str] = ""
     cameras: ClassVar[tuple[str, ...]]
     state: ClassVar[int]
     action: ClassVar[int]
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The tasks and groups that can be asked for."""
+
+    def knows(self, name: str) -> bool:
+        """Whether a task or group is its own to answer for, even if it is misspelt."""
+        return name in self.names()
 
     @abstractmethod
     def tasks(self, name: str) -> list[str]:
@@ -69,9 +88,34 @@ class Simulator(ABC):
     def scene(self, task: str) -> str:
         """What tasks that show the same things have in common."""
 
+    def alternatives(self, task: str) -> list[str]:  # noqa: ARG002
+        """Further tasks of the same scene, whose instructions the language probe may give although they are not evaluated."""
+        return []
+
+    def followed(self, task: str, instruction: str, touched: str | None) -> bool | None:  # noqa: ARG002
+        """Whether an episode did what it was told instead of its task, from what it `touched`; None where that cannot be seen."""
+        return None
+
     @abstractmethod
     def step_limit(self, task: str) -> int:
         """The benchmark's own limit, which is also the highest."""
+
+    def installed(self) -> bool:
+        """Whether its package is on this machine."""
+        return importlib.util.find_spec(self.module) is not None
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Import what its worlds need.
+
+        Raises:
+            UserError: it is not installed, cannot draw, or lacks its assets.
+
+        """
+
+    def assets(self) -> Assets | None:
+        """What is fetched before its first world, if anything."""
+        return None
 
     @abstractmethod
     def maker(self, task: str, *, image_size: int, step_limit: int) -> Callable[[], World]:
@@ -85,39 +129,12 @@ class Simulator(ABC):
     def check_seeds(self, first: int, last: int) -> None:
         """Raise a UserError where an evaluation may not use these seeds."""
 
+    def lerobot_config(self, tasks: list[str], *, image_size: int, step_limit: int | None) -> Any:
+        """lerobot's configuration of the environments of these tasks, where it is comparable."""
+        raise NotImplementedError
+
+    def register(self) -> None:  # noqa: B027 - lerobot knows its own
+        """Make its environments known to lerobot."""
+
     def close(self) -> None:  # noqa: B027 - nothing where nothing is shared
         """Free what the worlds of this thread shared."""
-
-
-def simulator_of(names: list[str]) -> Simulator:
-    """The simulator that all these tasks or groups belong to.
-
-    Raises:
-        UserError: they belong to two.
-
-    """
-    libero = [name for name in names if name.startswith("libero")]
-    if libero and len(libero) < len(names):
-        other = next(name for name in names if name not in libero)
-        raise UserError(f"rollout.tasks: '{libero[0]}' is LIBERO's and '{other}' Meta-World's, another robot; evaluate them in two runs")
-    if libero:
-        from vla_tune.simulators.libero import Libero
-
-        return Libero()
-    from vla_tune.simulators.metaworld import Metaworld
-
-    return Metaworld()
-
-
-def tasks_of(simulator: Simulator, names: list[str]) -> list[str]:
-    """The tasks that these names stand for, groups spelt out.
-
-    Raises:
-        UserError: no such task, or one is there twice.
-
-    """
-    tasks = [task for name in names for task in simulator.tasks(name)]
-    for task in tasks:
-        if tasks.count(task) > 1:
-            raise UserError(f"rollout.tasks: '{task}' is there twice")
-    return tasks

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from lerobot.processor import PolicyProcessorPipeline
 
     from vla_tune.config import RolloutConfig
+    from vla_tune.simulators.base import Simulator
 
 
 def run_as_lerobot_eval(
     episodes: list[Episode],
+    simulator: Simulator,
     config: RolloutConfig,
     image_size: int,
     load: Callable[[], tuple[PreTrainedPolicy, tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]]],
@@ -43,13 +45,10 @@ def run_as_lerobot_eval(
     from lerobot.scripts.lerobot_eval import rollout
     from lerobot.utils.random_utils import set_seed
 
-    from vla_tune.simulators.metaworld import MAX_STEPS, FastMetaworldConfig
-
     tasks = list(dict.fromkeys(episode.task for episode in episodes))
     if len(episodes) % len(tasks):
         raise UserError(f"rollout.episodes={len(episodes)}: lerobot-eval runs as many of each of the {len(tasks)} tasks")
-    limit, size = config.step_limit or MAX_STEPS, {"observation_width": image_size, "observation_height": image_size}
-    env_config = FastMetaworldConfig(task=",".join(tasks), episode_length=limit, **size)
+    env_config = simulator.lerobot_config(tasks, image_size=image_size, step_limit=config.step_limit)
     torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = True  # as there
     set_seed(config.first_seed)
     worlds = make_env(env_config, n_envs=config.parallel, use_async_envs=config.processes)

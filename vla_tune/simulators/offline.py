@@ -1,4 +1,4 @@
-"""A policy on demonstrations that training left out, where there is no world to act in: how far its actions are from theirs."""
+"""A policy on demonstrations that training left out, where there is no simulator: how far its actions are from theirs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from vla_tune.console import progress
-from vla_tune.simulators.calls import GIVEN, call_noise
-from vla_tune.vqa.scoring import interval
+from vla_tune.simulators.noise import call_noise
+from vla_tune.simulators.probe import GIVEN
+from vla_tune.stats import bootstrap
+from vla_tune.stats.intervals import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -116,13 +118,12 @@ def offline_report(replayed: list[Replayed], joints: list[str], *, seed: int) ->
     """
     weights = np.array([one.actions for one in replayed], dtype=np.float64)
     errors, constant = np.stack([one.error for one in replayed]), np.stack([one.constant for one in replayed])
-    drawn = np.random.default_rng(seed).multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=RESAMPLES)
+    drawn = bootstrap.draws(len(weights), RESAMPLES, np.random.default_rng(seed))
 
     def mean(values: Floats, chosen: NDArray[np.bool_] | None = None) -> dict[str, Any]:
         kept = weights if chosen is None else weights * chosen
-        with np.errstate(invalid="ignore", divide="ignore"):
-            resampled = (drawn @ (kept * values)) / (drawn @ kept)
-        return {"value": float((kept * values).sum() / kept.sum()), **interval(resampled)}
+        resampled = bootstrap.ratio(drawn @ (kept * values), drawn @ kept)
+        return {"value": float((kept * values).sum() / kept.sum()), **percentile(resampled)}
 
     tasks = np.array([one.instruction for one in replayed])
     probe = {}

@@ -9,10 +9,11 @@ from typing import Any
 
 from vla_tune.errors import UserError
 from vla_tune.simulators.base import Simulator
-from vla_tune.simulators.calls import GIVEN
 from vla_tune.simulators.episodes import Episode
-from vla_tune.simulators.success import wilson
-from vla_tune.simulators.touch import TOUCH_TASKS
+from vla_tune.stats.intervals import wilson
+
+GIVEN = ("right", "swapped", "empty")
+"""The instructions that an episode is run under: the task's own, another's, none."""
 
 
 def plan_probe(episodes: list[Episode], tasks: list[str], simulator: Simulator) -> list[Episode]:
@@ -26,27 +27,25 @@ def plan_probe(episodes: list[Episode], tasks: list[str], simulator: Simulator) 
 def swap(task: str, seed: int, tasks: list[str], simulator: Simulator) -> str:
     """The task whose instruction a swapped episode gets: one that the same scene could be used for, if there is one.
 
-    Seeds take turns through what there is, so that no task is always swapped for the same one. A touch task is swapped
-    for any other colour; without a task of the same scene among `tasks`, any other of them is taken.
+    Seeds take turns through what there is, so that no task is always swapped for the same one. The simulator may know
+    others of the scene (`alternatives`); without a task of the same scene, any other of `tasks` is taken.
     """
     told, scene = simulator.instruction, simulator.scene
-    all_colours = list(TOUCH_TASKS) if task in TOUCH_TASKS else []
-    others = [other for other in dict.fromkeys([*tasks, *all_colours]) if told(other) != told(task)]
+    others = [other for other in dict.fromkeys([*tasks, *simulator.alternatives(task)]) if told(other) != told(task)]
     same = [other for other in others if scene(other) == scene(task)] or [other for other in others if other in tasks]
     if not same:
         raise UserError(f"rollout.probe: there is no other task than '{task}' whose instruction could be given; add one to rollout.tasks")
     return same[seed % len(same)]
 
 
-def probe_report(episodes: list[Episode]) -> dict[str, Any]:
+def probe_report(episodes: list[Episode], simulator: Simulator) -> dict[str, Any]:
     """Success of the original task under each instruction, `{value, low, high, episodes}` with a Wilson 95 % interval.
 
-    `followed`, null without touch tasks: how often the ball that the swapped instruction named was the one touched.
+    `followed`, null where the simulator cannot tell: how often the swapped instruction was done, such as the ball that it names touched.
     """
     groups = {given: [episode for episode in episodes if episode.given == given] for given in GIVEN}
-    named = {text: task.removeprefix("touch-") for task, text in TOUCH_TASKS.items()}
-    touch = [episode for episode in groups["swapped"] if episode.task in TOUCH_TASKS]
-    followed = [episode.touched == named[str(episode.instruction)] for episode in touch]
+    answers = [simulator.followed(episode.task, episode.instruction, episode.touched) for episode in groups["swapped"]]
+    followed = [answer for answer in answers if answer is not None]
     rates = {given: _rate([episode.success for episode in group]) for given, group in groups.items()}
     return {**rates, "followed": _rate(followed) if followed else None}
 

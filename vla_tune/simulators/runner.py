@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_tune.simulators.base import Observation
+from vla_tune.simulators.chunks import ChunkedWorld, Outcome
 from vla_tune.simulators.episodes import Episode
-from vla_tune.simulators.players import Apart, Here, Outcome, Player, Seat
+from vla_tune.simulators.processes import InProcess, WorldHandle, WorldProcess
 
-
-class Acts(Protocol):
-    """As `Actor`."""
-
-    def __call__(
-        self, observations: list[Observation], instructions: list[str], calls: list[tuple[str, int, int]]
-    ) -> NDArray[np.float32]: ...
+type Act = Callable[[list[Observation], list[str], list[tuple[str, int, int]]], NDArray[np.float32]]
+type MakeWorld = Callable[[], ChunkedWorld]
 
 
 class Runner:
@@ -29,15 +25,16 @@ class Runner:
     Only pictures that a call reads, and those of recorded episodes, are drawn.
 
     Args:
-        make_player: what makes a player of a task.
-        apart: whether each plays in a process of its own.
+        act: the actions for a batch of worlds, as `Actor.__call__`.
+        maker: of a task, what makes its world.
+        processes: whether each world runs in a process of its own.
     """
 
-    def __init__(self, actor: Acts, make_player: Callable[[str], Callable[[], Player]], *, parallel: int, apart: bool) -> None:
-        self._actor, self._make_player, self._parallel = actor, make_player, parallel
-        self._seat: Callable[[Callable[[], Player]], Seat] = Apart if apart else Here
-        self._idle: dict[str, list[Seat]] = {}
-        self._open: list[Seat] = []
+    def __init__(self, act: Act, maker: Callable[[str], MakeWorld], *, parallel: int, processes: bool) -> None:
+        self._act, self._maker, self._parallel = act, maker, parallel
+        self._start_world: Callable[[MakeWorld], WorldHandle] = WorldProcess if processes else InProcess
+        self._idle: dict[str, list[WorldHandle]] = {}
+        self._open: list[WorldHandle] = []
 
     def run(self, episodes: list[Episode], on_done: Callable[[Episode], None]) -> None:
         """Fill in the results; `on_done` is called with each episode that ends."""
@@ -47,16 +44,16 @@ class Runner:
                 new = [self._start(self._next(waiting)) for _ in range(min(len(waiting), self._parallel - len(running)))]
                 running += new
                 for episode in new:
-                    episode.seat.finish()
+                    episode.world.finish()
                 observations = _each(running, "observe")
-                chunks = self._actor(
+                chunks = self._act(
                     observations,
                     [episode.plan.instruction for episode in running],
                     [(episode.plan.task, episode.plan.seed, episode.calls) for episode in running],
                 )
-                for episode, outcome in zip(running, _each(running, "follow", chunks), strict=True):
+                for episode, outcome in zip(running, _each(running, "execute", chunks), strict=True):
                     if episode.take(outcome):
-                        self._idle[episode.plan.task].append(episode.seat)
+                        self._idle[episode.plan.task].append(episode.world)
                         on_done(episode.plan)
                 running = [episode for episode in running if not episode.done]
                 self._leave({episode.task for episode in waiting})
@@ -72,23 +69,23 @@ class Runner:
         return waiting.pop(next(ready, 0))
 
     def _start(self, episode: Episode) -> _Running:
-        seats = self._idle.setdefault(episode.task, [])
-        seat = seats.pop() if seats else self._new_seat(episode.task)
-        seat.start("begin", episode.seed, episode.recorded)
-        return _Running(episode, seat)
+        idle = self._idle.setdefault(episode.task, [])
+        world = idle.pop() if idle else self._new_world(episode.task)
+        world.start("begin", episode.seed, episode.recorded)
+        return _Running(episode, world)
 
-    def _new_seat(self, task: str) -> Seat:
-        seat = self._seat(self._make_player(task))
-        self._open.append(seat)
-        return seat
+    def _new_world(self, task: str) -> WorldHandle:
+        world = self._start_world(self._maker(task))
+        self._open.append(world)
+        return world
 
     def _leave(self, wanted: set[str]) -> None:
         """Close the idle worlds of every other task."""
         for task in self._idle.keys() - wanted:
             while self._idle[task]:
-                seat = self._idle[task].pop()
-                self._open.remove(seat)
-                seat.close()
+                world = self._idle[task].pop()
+                self._open.remove(world)
+                world.close()
 
 
 @dataclass
@@ -96,7 +93,7 @@ class _Running:
     """An episode under way."""
 
     plan: Episode
-    seat: Seat
+    world: WorldHandle
     calls: int = 0
     done: bool = False
 
@@ -110,7 +107,7 @@ class _Running:
 
 
 def _each(running: list[_Running], method: str, arguments: Any = None) -> list[Any]:
-    """The results of one method of every player, all started before the first is waited for."""
+    """The results of one method of every world, all started before the first is waited for."""
     for index, episode in enumerate(running):
-        episode.seat.start(method, *([] if arguments is None else [arguments[index]]))
-    return [episode.seat.finish() for episode in running]
+        episode.world.start(method, *([] if arguments is None else [arguments[index]]))
+    return [episode.world.finish() for episode in running]

@@ -11,7 +11,7 @@ from vla_tune.data.manifests import BenchmarkManifest, LabelledManifest, in_fold
 from vla_tune.errors import UserError
 from vla_tune.policies import adapter_class
 from vla_tune.resources import SHIPPED
-from vla_tune.simulators.libero import ASSETS, assets_here
+from vla_tune.simulators.registry import simulators
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -80,9 +80,8 @@ def fetches(config: Config) -> list[Fetch]:
             here = _cached(manifest.dataset, "dataset", manifest.revision)
             found.append(Fetch("tasks" if streamed else "questions", manifest.dataset, "dataset", here, manifest.download_mb))
     worlds = [*config.rollout.tasks, *(world for task in config.stream.tasks for world in task.tasks)]
-    if any(world.startswith("libero") for world in worlds):
-        found.append(Fetch("LIBERO's objects", ASSETS, "dataset", assets_here()))
-    return found
+    needed = [one.assets() for one in simulators().values() if any(one.knows(world) for world in worlds)]
+    return found + [Fetch(assets.what, assets.repo, "dataset", assets.here) for assets in needed if assets]
 
 
 def show_fetches(found: list[Fetch]) -> bool:

@@ -13,7 +13,7 @@ from vla_tune.artifacts.folder import Artifact, Draft, files_table, table_digest
 from vla_tune.console import progress, table, warn
 from vla_tune.errors import UserError
 from vla_tune.policies.devices import on_device
-from vla_tune.simulators.ledger import Ledger
+from vla_tune.simulators.episode_log import EpisodeLog
 from vla_tune.stages import eval_offline, stream
 from vla_tune.stages.subject import subject
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from vla_tune.simulators.base import Simulator
     from vla_tune.simulators.episodes import Episode
 
-    type Play = Callable[[list[Episode], Callable[[Episode], None]], None]
+    type Run = Callable[[list[Episode], Callable[[Episode], None]], None]
 
 
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """Score `train.path`, or `RUN/train`, on `rollout.episodes` episodes that no demonstration used.
 
     Interrupted, it keeps the episodes that are done, and the same command goes on from them. Without `rollout.tasks` there is
-    no world to act in, and the policy is scored on the demonstrations that training left out.
+    no simulator, and the policy is scored on the demonstrations that training left out.
 
     Raises:
         UserError: no such policy or task, a policy that does not fit the world, no GL backend.
@@ -51,8 +51,8 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             return eval_offline.evaluate(config, policy, artifact, draft)
         evaluation = Evaluation(config, policy)
         inputs = [artifact.as_input()] if artifact else _as_inputs(policy)
-        ledger = Ledger(draft.path, evaluation.basis(inputs))
-        pace = evaluation.run(ledger)
+        log = EpisodeLog(draft.path, evaluation.basis(inputs))
+        pace = evaluation.run(log)
         report = evaluation.report()
         _write(draft.path, evaluation, report)
         show(report)
@@ -65,7 +65,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             "mean_steps": report["mean_steps"],
             "episodes_per_minute": pace,
         }
-        ledger.close()
+        log.close()
         return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
 
@@ -103,12 +103,12 @@ class Evaluation:
         versions = {**self._versions(), "vla-tune": version("vla-tune")}
         return {"policy": self._policy, "inputs": inputs, "rollout": shaping, "versions": versions, "device": self._config.device}
 
-    def run(self, ledger: Ledger) -> float:
+    def run(self, log: EpisodeLog) -> float:
         """Run what is not done yet, and keep each episode as it ends; how many a minute."""
         settings = self._config.rollout
         everything = self.episodes + self.probed[settings.probe :]
-        play = self._play_as_lerobot if settings.compat else self._player()
-        left = ledger.restore(everything)
+        run_episodes = self._run_as_lerobot if settings.compat else self._run_together()
+        left = log.restore(everything)
         began = time.monotonic()
         try:
             with progress("closed-loop episodes", len(everything), "episodes") as counter:
@@ -116,11 +116,11 @@ class Evaluation:
 
                 def keep(episode: Episode) -> None:
                     if not settings.compat:
-                        ledger.add(episode)
+                        log.add(episode)
                     ended = [one for one in self.episodes if one.steps]
                     counter.advance(note=f"success {sum(one.success for one in ended)}/{len(ended)}")
 
-                play(left, keep)
+                run_episodes(left, keep)
         except KeyboardInterrupt:
             if counter.done and not settings.compat:
                 warn(f"{counter.done} episodes are done and kept; the same command goes on from them")
@@ -129,18 +129,18 @@ class Evaluation:
             self.simulator.close()
         return 60 * len(left) / (time.monotonic() - began)
 
-    def _player(self) -> Play:
+    def _run_together(self) -> Run:
         """Our own loop, with the policy opened."""
-        from vla_tune.simulators.players import player_maker
+        from vla_tune.simulators.chunks import world_maker
         from vla_tune.simulators.runner import Runner
 
         settings, simulator = self._config.rollout, self.simulator
         actor, size = open_actor(self._config, self._policy, simulator)
 
-        make_player = player_maker(simulator, size, settings.step_limit)
-        return Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run
+        maker = world_maker(simulator, size, settings.step_limit)
+        return Runner(actor, maker, parallel=settings.parallel, processes=settings.processes).run
 
-    def _play_as_lerobot(self, episodes: list[Episode], on_done: Callable[[Episode], None]) -> None:
+    def _run_as_lerobot(self, episodes: list[Episode], on_done: Callable[[Episode], None]) -> None:
         from vla_tune.policies.loading import policy_config
         from vla_tune.simulators.compat import run_as_lerobot_eval
 
@@ -149,7 +149,7 @@ class Evaluation:
         shown = [known[camera] for camera in self.simulator.cameras if camera in known] or list(known.values())
         size = settings.image_size or next((int(feature.shape[-1]) for feature in shown), 0)
         load = functools.partial(open_policy, self._config, self._policy, self.simulator)
-        run_as_lerobot_eval(episodes, settings, size, load, on_done)
+        run_as_lerobot_eval(episodes, self.simulator, settings, size, load, on_done)
 
     def _versions(self) -> dict[str, str]:
         return {name: version(name) for name in self.simulator.packages}
@@ -157,7 +157,7 @@ class Evaluation:
     def report(self) -> dict[str, Any]:
         """Success overall, by task and by group with 95 % intervals, the language probe, and what the figures depend on."""
         from vla_tune.simulators.probe import probe_report
-        from vla_tune.simulators.success import mean_rate
+        from vla_tune.stats.intervals import mean_rate
 
         settings, simulator = self._config.rollout, self.simulator
         by_task: dict[str, dict[str, Any]] = {}
@@ -173,7 +173,7 @@ class Evaluation:
             "by_task": by_task,
             "by_group": by_group,
             "mean_of_groups": mean_rate(list(by_group.values())) if len(by_group) > 1 else None,
-            "language_probe": probe_report(self.probed) if self.probed else None,
+            "language_probe": probe_report(self.probed, simulator) if self.probed else None,
             "episodes": len(self.episodes),
             "mean_steps": sum(episode.steps for episode in self.episodes) / len(self.episodes),
             "n_action_steps": settings.n_action_steps,
@@ -187,16 +187,16 @@ class Evaluation:
 
 def rate(episodes: list[Episode]) -> dict[str, Any]:
     """The share that succeeded with its Wilson 95 % interval, and of how many."""
-    from vla_tune.simulators.success import wilson
+    from vla_tune.stats.intervals import wilson
 
     return {**wilson(sum(episode.success for episode in episodes), len(episodes)), "episodes": len(episodes)}
 
 
 def check_rollout(config: RolloutConfig) -> tuple[Simulator, list[str]]:
     """The simulator and the tasks that are asked for; tells what is wrong with the plan before a policy is loaded."""
-    from vla_tune.simulators.base import simulator_of, tasks_of
     from vla_tune.simulators.episodes import check_plan
     from vla_tune.simulators.probe import swap
+    from vla_tune.simulators.registry import simulator_of, tasks_of
 
     simulator = simulator_of(config.tasks)
     tasks = tasks_of(simulator, config.tasks)
@@ -206,7 +206,8 @@ def check_rollout(config: RolloutConfig) -> tuple[Simulator, list[str]]:
         swap(task, 0, tasks, simulator)
     check_plan(config, simulator, tasks)
     if config.compat:
-        _check_compat(config, tasks)
+        _check_compat(config, simulator)
+    simulator.prepare()
     told: dict[str, str] = {}
     for task in tasks:
         other = told.setdefault(simulator.instruction(task), task)
@@ -215,9 +216,9 @@ def check_rollout(config: RolloutConfig) -> tuple[Simulator, list[str]]:
     return simulator, tasks
 
 
-def _check_compat(config: RolloutConfig, tasks: list[str]) -> None:
-    if tasks[0].startswith("libero"):
-        raise UserError("rollout.compat=lerobot-eval: LIBERO's initial states do not follow from its seeds there; leave it out")
+def _check_compat(config: RolloutConfig, simulator: Simulator) -> None:
+    if simulator.incomparable:
+        raise UserError(f"rollout.compat=lerobot-eval: {simulator.incomparable}; leave it out")
     if config.probe:
         raise UserError(f"rollout.probe={config.probe}: lerobot-eval has no language probe; leave out rollout.compat")
     if config.videos != type(config).videos:

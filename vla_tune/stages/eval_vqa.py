@@ -24,13 +24,14 @@ from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.reports.tables import p_value
 from vla_tune.stages import stream
 from vla_tune.stages.subject import subject
+from vla_tune.stats.paired import mcnemar
 from vla_tune.vlm.answering import answer
 from vla_tune.vlm.loading import load_vlm, vlm_source
 from vla_tune.vqa.answering import cached_answers
 from vla_tune.vqa.dataset import metric_of, vqa_questions
 from vla_tune.vqa.ranking import MOST, candidates, rank
 from vla_tune.vqa.scorers import options, scores, yes_no_figures
-from vla_tune.vqa.scoring import Floats, Scored, accuracy_by_type, blind_answers, mcnemar, summarise
+from vla_tune.vqa.scoring import Floats, Scored, accuracy_by_type, blind_answers, summarise
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vla_tune.config import Config
-    from vla_tune.learners.matrix import Cell
+    from vla_tune.evaluation.matrix import TaskScores
     from vla_tune.methods.base import Method
 
 LEFT_OUT = {
@@ -65,7 +65,7 @@ def _warn_of_places(config: Config) -> None:
 
 def finish(method: Method, draft: Draft) -> dict[str, Any]:
     """Write what a learnt stream has beside its model; what the artifact tells of it."""
-    from vla_tune.learners.matrix import parameters
+    from vla_tune.evaluation.matrix import parameters
     from vla_tune.reports.runs import median_step_s, read_metrics
 
     rows = read_metrics(draft.path / "metrics.jsonl")
@@ -130,9 +130,9 @@ def is_robots(config: Config) -> bool:
 
 
 def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artifact:
-    from vla_tune.artifacts.eval_cache import CellStore
+    from vla_tune.artifacts.eval_cache import ScoreStore
+    from vla_tune.evaluation.matrix import figures, measure, parameters
     from vla_tune.learners.deployed import Deployed
-    from vla_tune.learners.matrix import figures, measure, parameters
     from vla_tune.stages.current import read_by, sources
     from vla_tune.stages.opening import open_method
 
@@ -149,7 +149,7 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
         "train": artifact.digest,
         "environment": environment(config.device),
     }
-    store = CellStore(draft.path, basis)
+    store = ScoreStore(draft.path, basis)
     cells = measure(method, source, store, tasks=tasks, later=not worlds, reference=not worlds)
     if worlds:
         learner: Any = method.learner
@@ -184,7 +184,7 @@ def check_stream(config: Config, artifact: Artifact) -> list[str]:
     return learnt
 
 
-def _write_cells(file: Path, cells: Sequence[Cell], names: list[str]) -> None:
+def _write_cells(file: Path, cells: Sequence[TaskScores], names: list[str]) -> None:
     """A row a sample and cell: `after` (empty: before the stream), `task` (empty: of none), `sample`, `image`, `score`, `taken_for`."""
     import pyarrow as pa
     import pyarrow.parquet as pq

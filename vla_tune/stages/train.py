@@ -76,7 +76,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
 
 def _ready(config: Config) -> bool:
     """Check what can be checked without a download, and tell what would be downloaded; whether nothing of it is for training."""
-    from vla_tune.simulators.base import simulator_of, tasks_of
+    from vla_tune.simulators.registry import simulator_of, tasks_of
 
     if config.rollout.tasks:
         tasks_of(simulator_of(config.rollout.tasks), config.rollout.tasks)

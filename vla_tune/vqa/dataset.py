@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,11 @@ import numpy as np
 
 from vla_tune.artifacts.folder import table_digest
 from vla_tune.artifacts.store import made_once
-from vla_tune.data.manifests import BenchmarkManifest, DemonstrationsManifest, LabelledManifest, VqaManifest, load_manifest
+from vla_tune.data.manifests import GENERATORS, BenchmarkManifest, DemonstrationsManifest, LabelledManifest, VqaManifest, load_manifest
 from vla_tune.data.scenes import SPLITS, noisy, picture_hash
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
 from vla_tune.vqa.generator import Drawable, Generator, Question
-from vla_tune.vqa.questions import DRAWN
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,12 +38,9 @@ FILE = "questions.parquet"
 
 
 def generator_of(manifest: VqaManifest) -> Generator[Any]:
-    """The generator that a manifest names; the robot's world is imported when it is needed."""
-    if manifest.generator == "shapes":
-        return DRAWN
-    from vla_tune.vqa.touch_scenes import TOUCH
-
-    return TOUCH
+    """The generator that a manifest names; a robot's world is imported when it is needed."""
+    found: Generator[Any] = import_module(GENERATORS["vqa"][manifest.generator]).GENERATOR
+    return found
 
 
 def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> Dataset:

@@ -127,4 +127,4 @@ def _pick(items: list[Object], rng: np.random.Generator) -> Object | None:
     return items[rng.integers(len(items))] if items else None
 
 
-DRAWN = Generator(sample_scene, ask, ANSWERS, scenes=5000, version=GENERATOR_VERSION)
+GENERATOR = Generator(sample_scene, ask, ANSWERS, scenes=5000, version=GENERATOR_VERSION)

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vla_tune.stats import bootstrap
+from vla_tune.stats.intervals import percentile
+
 type Floats = npt.NDArray[np.float64]
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,14 @@ def summarise(scored: Scored, *, resamples: int, seed: int) -> dict[str, Any]:
     All intervals come from the same resamples of the pictures.
     """
     images, index = np.unique(np.asarray(scored.images), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples).astype(np.float64)
+    drawn = bootstrap.draws(len(images), resamples, np.random.default_rng(seed))
     everything = np.ones(len(index), dtype=bool)
     types = np.asarray(scored.types)
     groups = {name: figures(index, drawn, scored, types == name) for name in sorted(set(scored.types))}
     return {**figures(index, drawn, scored, everything), "images": len(images), "by_type": groups}
 
 
-def figures(index: npt.NDArray[np.intp], drawn: Floats, scored: Scored, chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def figures(index: bootstrap.Indices, drawn: bootstrap.Counts, scored: Scored, chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """n, and base_accuracy, accuracy and retention of the chosen questions as `{value, low, high}`, a 95 % interval.
 
     Args:
@@ -63,70 +64,20 @@ def figures(index: npt.NDArray[np.intp], drawn: Floats, scored: Scored, chosen: 
         The figures by name; retention is None where the base answered nothing right.
 
     """
-    sums = np.stack([_per_image(index, drawn.shape[1], values * chosen) for values in (np.ones(len(index)), scored.base, scored.tuned)])
+    counted = (np.ones(len(index)), scored.base, scored.tuned)
+    sums = np.stack([bootstrap.cluster_totals(index, drawn.shape[1], values * chosen) for values in counted])
     n, base, tuned = sums.sum(1)
     totals = drawn @ sums.T
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = {
-            "base_accuracy": totals[:, 1] / totals[:, 0],
-            "accuracy": totals[:, 2] / totals[:, 0],
-            "retention": totals[:, 2] / totals[:, 1],
-        }
+    resampled = {
+        "base_accuracy": bootstrap.ratio(totals[:, 1], totals[:, 0]),
+        "accuracy": bootstrap.ratio(totals[:, 2], totals[:, 0]),
+        "retention": bootstrap.ratio(totals[:, 2], totals[:, 1]),
+    }
     points = {"base_accuracy": base / n, "accuracy": tuned / n, "retention": tuned / base if base else None}
     result: dict[str, Any] = {"n": int(n)}
     for name, point in points.items():
-        result[name] = None if point is None else {"value": float(point), **interval(resampled[name])}
+        result[name] = None if point is None else {"value": float(point), **percentile(resampled[name])}
     return result
-
-
-def resampled(scores: Floats, images: Sequence[str], ends: Floats, *, resamples: int, rng: np.random.Generator) -> Floats:
-    """Mean scores over resamples of the pictures, `[resamples, kinds]`.
-
-    To the samples come made-up ones, at the `ends` of what is possible (as Agresti and Min 2005 add to counts of pairs), so that
-    an interval does not close where all samples agree. They draw it towards the middle: `widened` mends that.
-
-    Args:
-        scores: `[kinds, n]`, of the same samples.
-        images: the picture each sample is about.
-        ends: `[kinds, made-up samples]`, each about a picture of its own.
-
-    """
-    numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
-    total = len(numbers) + ends.shape[1]
-    index = np.array([*(numbers[image] for image in images), *range(len(numbers), total)])
-    counts = rng.multinomial(total, np.full(total, 1 / total), size=resamples)[:, index]
-    means: Floats = counts @ np.concatenate([scores, ends], axis=1).T / counts.sum(1, keepdims=True)
-    return means
-
-
-def widened(value: float, values: Floats) -> dict[str, float | None]:
-    """A figure and the central 95 % of its `resampled` values, which reach what was observed."""
-    low, high = _central(values)
-    return {"value": value, "low": min(low, value), "high": max(high, value)}
-
-
-def interval(values: Floats) -> dict[str, float | None]:
-    """`low` and `high` of the central 95 % of resampled values, without those that had nothing to divide by."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return {"low": None, "high": None}
-    low, high = _central(finite)
-    return {"low": low, "high": high}
-
-
-def _central(values: Floats) -> tuple[float, float]:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def mcnemar(base: Floats, tuned: Floats) -> dict[str, Any]:
-    """McNemar's exact test on scores of 0 or 1: `lost` right answers against `gained` ones, two-sided `p`."""
-    from scipy.stats import binomtest
-
-    lost, gained = int(((base == 1) & (tuned == 0)).sum()), int(((base == 0) & (tuned == 1)).sum())
-    p = float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
-    return {"lost": lost, "gained": gained, "p": p}
 
 
 def blind_answers(
@@ -177,7 +128,3 @@ def _among(counts: Counter[str], names: set[str]) -> Counter[str]:
 def most_frequent(counts: Mapping[str, int]) -> list[str]:
     """All answers, the most frequent first; equally frequent ones by the alphabet."""
     return sorted(counts, key=lambda answer: (-counts[answer], answer))
-
-
-def _per_image(index: npt.NDArray[np.intp], images: int, values: Floats) -> Floats:
-    return np.bincount(index, weights=values, minlength=images).astype(np.float64)

@@ -19,7 +19,7 @@ from typing import Any
 from vla_tune.config import read_yaml
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
-from vla_tune.simulators.base import Simulator, World
+from vla_tune.simulators.base import Assets, Simulator, World
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 TASKS = 10
@@ -34,9 +34,17 @@ class Libero(Simulator):
     """The four suites on which VLAs are compared."""
 
     title = "LIBERO"
+    module = "libero"
     packages = ("lerobot", "hf-libero", "robosuite", "mujoco", "torch")
     cameras = ("observation.images.image", "observation.images.image2")
     state, action = 8, 7
+    incomparable = "LIBERO's initial states do not follow from its seeds there"
+
+    def names(self) -> list[str]:
+        return [*SUITES, *(f"{suite}/{number}" for suite in SUITES for number in range(TASKS))]
+
+    def knows(self, name: str) -> bool:
+        return name.partition("/")[0] in SUITES
 
     def tasks(self, name: str) -> list[str]:
         suite, slash, number = name.partition("/")
@@ -62,6 +70,12 @@ class Libero(Simulator):
 
         return int(TASK_SUITE_MAX_STEPS[self.group(task)])
 
+    def prepare(self) -> None:
+        prepare()
+
+    def assets(self) -> Assets:
+        return Assets("LIBERO's objects", ASSETS, assets_here())
+
     def maker(self, task: str, *, image_size: int, step_limit: int) -> Callable[[], World]:
         return functools.partial(_make_world, *split(task), image_size, step_limit)
 
@@ -76,6 +90,9 @@ class Libero(Simulator):
                 f"rollout.first_seed={first}: seeds up to {last}, but a seed is the number of an initial state, and LIBERO's tasks have "
                 f"{INITIAL_STATES}; lower rollout.first_seed or rollout.episodes"
             )
+
+
+SIMULATOR = Libero()
 
 
 def split(task: str) -> tuple[str, int]:
@@ -114,7 +131,7 @@ def prepare() -> None:
 
     """
     root = _installed()
-    from vla_tune.simulators.drawing import no_gl
+    from vla_tune.simulators.gl import no_gl
 
     file = config_file()
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""What a policy's call is given, in a world and without one: its noise, and which instruction."""
+"""The noise that a policy's call starts from, in a simulator and on demonstrations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import hashlib
 
 import torch
 from torch import Tensor
-
-GIVEN = ("right", "swapped", "empty")
-"""The instructions of the language probe: the task's own, another's, none."""
 
 
 def call_noise(task: str, seed: int, call: int, shape: tuple[int, ...]) -> Tensor:

@@ -16,9 +16,8 @@ from gymnasium.spaces import Box
 from metaworld.envs.sawyer_reach_v3 import SawyerReachEnvV3
 from numpy.typing import NDArray
 
-COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.75, 0.2), "blue": (0.15, 0.25, 0.95), "yellow": (0.95, 0.9, 0.1)}
-TOUCH_TASKS = {f"touch-{colour}": f"Touch the {colour} ball" for colour in COLOURS}
-"""Task to instruction."""
+from vla_tune.simulators.metaworld.tasks import COLOURS
+
 RADIUS = 0.05
 REGION = ((-0.3, 0.5), (0.3, 0.85))
 """Where balls may lie: the corners (x, y) in metres."""

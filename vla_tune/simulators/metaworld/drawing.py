@@ -1,15 +1,9 @@
-"""Drawing MuJoCo's worlds off screen: without shadows, reflections and multisampling, one renderer for all worlds of a task.
-
-Imported before anything else that imports mujoco, so that it is told which backend to draw with.
-"""
+"""Drawing MuJoCo's worlds off screen: without shadows, reflections and multisampling, one renderer for all worlds of a task."""
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported; lerobot's own default asks for a window
-
 import atexit
+import os
 import threading
 from importlib import import_module
 from typing import Any
@@ -18,17 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_tune.errors import UserError
-
-GL_PACKAGES = "libegl1 libopengl0 libegl-mesa0 libgl1-mesa-dri"
-
-
-def no_gl(error: BaseException) -> UserError:
-    """What to tell a user on whose machine MuJoCo cannot draw."""
-    return UserError(
-        f"MuJoCo cannot draw: no GL backend '{os.environ['MUJOCO_GL']}' ({type(error).__name__}: {error}); on Debian or Ubuntu: "
-        f"apt-get install {GL_PACKAGES} (or libosmesa6, with MUJOCO_GL=osmesa)"
-    )
-
+from vla_tune.simulators.gl import no_gl
 
 try:
     import mujoco

@@ -16,14 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_tune.data.recording import FIRST_SEED
-from vla_tune.errors import UserError, nearest
-from vla_tune.simulators.base import Observation, Simulator
-from vla_tune.simulators.drawing import close_renderers, no_gl, renderer_of
-
-MAX_STEPS = 500
-"""Meta-World ends every episode here."""
-
+from vla_tune.errors import UserError
+from vla_tune.simulators.base import Observation
+from vla_tune.simulators.gl import no_gl
+from vla_tune.simulators.metaworld.drawing import renderer_of
+from vla_tune.simulators.metaworld.tasks import MAX_STEPS, TOUCH_TASKS, check_task
 
 try:
     import gymnasium as gym
@@ -35,14 +32,11 @@ try:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import SawyerReachV3Policy
 
-    from vla_tune.simulators.touch import TOUCH_TASKS, TouchEnv
+    from vla_tune.simulators.metaworld.touch import TouchEnv
 except ModuleNotFoundError as missing:
     raise UserError(f"Meta-World is not installed (no module '{missing.name}'); pip install 'vla-tune[metaworld]'") from None
 except (ImportError, AttributeError, RuntimeError, OSError) as failure:  # mujoco.egl raises any of them without libEGL
     raise no_gl(failure) from None
-
-GROUPS: dict[str, list[str]] = {**DIFFICULTY_TO_TASKS, "touch": list(TOUCH_TASKS)}
-VIDEO_SIZE = 256
 
 # lerobot's environment looks its instruction and its expert up here.
 TASK_DESCRIPTIONS.update(TOUCH_TASKS)
@@ -157,12 +151,6 @@ def _cached_benchmark(task: str) -> Any:
     return benchmark(task, seed=42)
 
 
-def check_task(task: str) -> None:
-    """Raise a UserError that names the nearest task unless Meta-World has this one."""
-    if task not in TASK_DESCRIPTIONS:
-        raise UserError(f"Meta-World has no task '{task}'; {nearest(task, list(TASK_DESCRIPTIONS))}")
-
-
 @EnvConfig.register_subclass("metaworld_fast")
 @dataclass
 class FastMetaworldConfig(MetaworldConfig):  # type: ignore[misc]
@@ -197,56 +185,7 @@ class FastMetaworldConfig(MetaworldConfig):  # type: ignore[misc]
         return worlds
 
 
-class Metaworld(Simulator):
-    """Meta-World's tasks, and ours in its scene (`touch-red`, ...). Groups are lerobot's difficulties (`easy`, ...) and `touch`."""
-
-    title = "Meta-World"
-    packages = ("lerobot", "metaworld", "mujoco", "torch")
-    cameras = ("observation.image",)
-    state = action = ACTION_DIM
-
-    def tasks(self, name: str) -> list[str]:
-        if name not in GROUPS:
-            check_task(name)
-        return list(GROUPS.get(name, [name]))
-
-    def group(self, task: str) -> str | None:
-        return next((name for name, tasks in GROUPS.items() if task in tasks), None)
-
-    def instruction(self, task: str) -> str:
-        return str(TASK_DESCRIPTIONS[task])  # lerobot's
-
-    def scene(self, task: str) -> str:
-        """The file of Meta-World's model; our touch tasks are one scene."""
-        if task in TOUCH_TASKS:
-            return "touch"
-        kind: Any = ALL_V3_ENVIRONMENTS[task]
-        return str(kind.model_name.fget(None))  # a property that reads nothing of its instance
-
-    def step_limit(self, task: str) -> int:  # noqa: ARG002 - all tasks have the same
-        return MAX_STEPS
-
-    def maker(self, task: str, *, image_size: int, step_limit: int) -> Callable[[], FastMetaworldEnv]:
-        return functools.partial(_make_world, task, image_size, step_limit)
-
-    def processor(self) -> Any:
-        return FastMetaworldConfig().get_env_processors()[0]
-
-    def check_seeds(self, first: int, last: int) -> None:
-        if last >= FIRST_SEED:
-            raise UserError(f"rollout.first_seed={first}: seeds up to {last}; those from {FIRST_SEED} on are demonstrations'")
-
-    def close(self) -> None:
-        close_renderers()
-
-
-def _make_world(task: str, image_size: int, step_limit: int) -> FastMetaworldEnv:
-    return FastMetaworldEnv(
-        task,
-        obs_type="pixels_agent_pos",
-        observation_width=image_size,
-        observation_height=image_size,
-        visualization_width=VIDEO_SIZE,
-        visualization_height=VIDEO_SIZE,
-        episode_length=step_limit,
-    )
+def model_file(task: str) -> str:
+    """The file of the model of one of Meta-World's own tasks."""
+    kind: Any = ALL_V3_ENVIRONMENTS[task]
+    return str(kind.model_name.fget(None))  # a property that reads nothing of its instance

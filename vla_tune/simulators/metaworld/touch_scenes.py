@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vla_tune.data.scenes import IMAGE_SIZE, SPLITS
-from vla_tune.simulators.metaworld import FastMetaworldEnv
-from vla_tune.simulators.touch import COLOURS, RADIUS
+from vla_tune.simulators.metaworld.tasks import COLOURS
+from vla_tune.simulators.metaworld.touch import RADIUS
+from vla_tune.simulators.metaworld.world import FastMetaworldEnv
 from vla_tune.vqa.generator import Generator, Question
 from vla_tune.vqa.questions import relation
 
@@ -136,7 +137,7 @@ _QUESTIONS: dict[str, Callable[[TouchScene, np.random.Generator], Question | Non
     "existence": _existence,
     "relation": _relation,
 }
-TOUCH = Generator(sample_touch_scene, ask_touch, ANSWERS, scenes=10_000, version=1)
+GENERATOR = Generator(sample_touch_scene, ask_touch, ANSWERS, scenes=10_000, version=1)
 
 
 def _first(scene: TouchScene, key: Callable[[Ball], float], margin: float) -> Ball | None:

@@ -8,10 +8,10 @@ import pytest
 
 from vla_tune.data.manifests import load_manifest, parse_manifest
 from vla_tune.errors import UserError
-from vla_tune.simulators.metaworld import FastMetaworldEnv
-from vla_tune.simulators.touch import COLOURS
+from vla_tune.simulators.metaworld.tasks import COLOURS
+from vla_tune.simulators.metaworld.touch_scenes import ANSWERS, sample_touch_scene
+from vla_tune.simulators.metaworld.world import FastMetaworldEnv
 from vla_tune.vqa.dataset import generate, generator_of
-from vla_tune.vqa.touch_scenes import ANSWERS, sample_touch_scene
 
 SEEN = 0.06
 """How far a pixel's hue may lie from a ball's; the arm is a darker red than the red ball."""

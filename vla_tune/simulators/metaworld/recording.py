@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from vla_tune.console import progress
 from vla_tune.errors import RunError
+from vla_tune.simulators.metaworld.drawing import close_renderers
+from vla_tune.simulators.metaworld.tasks import FIRST_SEED, check_task
+from vla_tune.simulators.metaworld.world import FastMetaworldEnv
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from vla_tune.data.manifests import DemonstrationsManifest
-    from vla_tune.simulators.metaworld import FastMetaworldEnv
 
 GENERATOR_VERSION = 1
-FIRST_SEED = 1_000_000
-"""Demonstrations take the seeds from here on, rollouts those below: no rollout repeats a demonstration."""
 SEEDS_PER_TASK = 1000
 STEP_LIMIT = 200
 IMAGE, STATE, ACTION = "observation.image", "observation.state", "action"
@@ -49,8 +49,6 @@ def record(manifest: DemonstrationsManifest) -> Iterator[list[Demonstration]]:
 
     Drawing and physics run outside Python's lock, so threads suffice. At most one task more than there are threads is held.
     """
-    from vla_tune.simulators.metaworld import check_task
-
     for task in manifest.tasks:
         check_task(task)
     threads = min(len(os.sched_getaffinity(0)), len(manifest.tasks))
@@ -74,9 +72,6 @@ def record_task(manifest: DemonstrationsManifest, task: str) -> list[Demonstrati
         RunError: the expert fails too often.
 
     """
-    from vla_tune.simulators.drawing import close_renderers
-    from vla_tune.simulators.metaworld import FastMetaworldEnv
-
     size = manifest.image_size
     env = FastMetaworldEnv(task, obs_type="pixels_agent_pos", observation_width=size, observation_height=size, episode_length=STEP_LIMIT)
     first = FIRST_SEED + manifest.seed * SEEDS_PER_TASK
@@ -116,8 +111,6 @@ def _run_expert(env: FastMetaworldEnv, seed: int) -> Demonstration | None:
 def write_dataset(manifest: DemonstrationsManifest, repo_id: str, root: Path) -> None:
     """Record a manifest's demonstrations into a new LeRobotDataset at `root`, pictures as PNG."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    from vla_tune.simulators.metaworld import FastMetaworldEnv
 
     size = manifest.image_size
     vector = {"dtype": "float32", "shape": (4,), "names": None}

@@ -13,7 +13,7 @@ from vla_tune.simulators.videos import write_video
 KEPT = ("success", "touched", "steps", "total_reward")
 
 
-class Ledger:
+class EpisodeLog:
     """Rows and videos of what is done.
 
     Args:

@@ -17,12 +17,14 @@ from vla_tune.engine import after as states
 from vla_tune.experts.tasks import NONE
 from vla_tune.geometry.continual import average, last, summary, transfer
 from vla_tune.learners.deployed import Deployed
-from vla_tune.vqa.scoring import Scored, resampled, summarise, widened
+from vla_tune.stats import bootstrap
+from vla_tune.stats.intervals import percentile_around
+from vla_tune.vqa.scoring import Scored, summarise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vla_tune.artifacts.eval_cache import CellStore, Scores
+    from vla_tune.artifacts.eval_cache import Scores, ScoreStore
     from vla_tune.methods.base import Method
 
 HOW = ("sample", "batch", "given")
@@ -30,7 +32,7 @@ HOW = ("sample", "batch", "given")
 
 
 @dataclass
-class Cell:
+class TaskScores:
     """The scores of one task's test samples after one task `[n]`, the task that each was taken to be of, the picture it is about."""
 
     after: int
@@ -45,7 +47,7 @@ class Cell:
         return self.about or [str(number) for number in range(len(self.scores))]
 
 
-def measure(method: Method, folder: Path, store: CellStore, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[Cell]]:
+def measure(method: Method, folder: Path, store: ScoreStore, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[TaskScores]]:
     """The cells of the matrix, by how samples are told apart; those of the model that the stream started from as `start`.
 
     store: takes each cell as soon as it is scored.
@@ -56,15 +58,15 @@ def measure(method: Method, folder: Path, store: CellStore, *, tasks: bool, late
     columns = list(range(len(learner.tasks))) if tasks else []
     rows = states.done(folder)
     ways = HOW if method.routes else HOW[:1]
-    cells: dict[str, list[Cell]] = {how: [] for how in ways}
+    cells: dict[str, list[TaskScores]] = {how: [] for how in ways}
 
     about = functools.cache(learner.images)
 
-    def score(after: int, task: int, how: str = HOW[0]) -> Cell:
+    def score(after: int, task: int, how: str = HOW[0]) -> TaskScores:
         name = f"{'start' if after < 0 else after}-{task}-{how}"
         found = store.scored(name, lambda: learner.score(task, Deployed(method, how, task)))
         assert found is not None
-        return Cell(after, task, *found, about(task))
+        return TaskScores(after, task, *found, about(task))
 
     def score_reference(row: str) -> Scores | None:
         return store.scored(f"{row}-reference", lambda: learner.score_reference(Deployed(method))) if reference else None
@@ -85,11 +87,11 @@ def measure(method: Method, folder: Path, store: CellStore, *, tasks: bool, late
                     cells[how].append(cell if known else score(after, task, how))
                 counter.advance()
     if before is not None and (now := score_reference(str(rows - 1))) is not None:
-        cells["reference"] = [Cell(-1, NONE, *before, about(NONE)), Cell(rows - 1, NONE, *now, about(NONE))]
+        cells["reference"] = [TaskScores(-1, NONE, *before, about(NONE)), TaskScores(rows - 1, NONE, *now, about(NONE))]
     return cells
 
 
-def matrix_of(cells: list[Cell], rows: int, columns: list[int]) -> Tensor:
+def matrix_of(cells: list[TaskScores], rows: int, columns: list[int]) -> Tensor:
     """Mean scores `[rows, columns]`, float64; nan where nothing was measured."""
     matrix = torch.full((rows, len(columns)), torch.nan, dtype=torch.float64)
     for cell in cells:
@@ -97,7 +99,7 @@ def matrix_of(cells: list[Cell], rows: int, columns: list[int]) -> Tensor:
     return matrix
 
 
-def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed: int) -> dict[str, Any]:
+def figures(cells: dict[str, list[TaskScores]], names: list[str], resamples: int, seed: int) -> dict[str, Any]:
     """What a report tells of a stream: the matrix, ZSCL's figures with 95 % intervals by bootstrap over test samples, the routing."""
     report: dict[str, Any] = {"tasks": names}
     if "reference" in cells:
@@ -136,17 +138,17 @@ def figures(cells: dict[str, list[Cell]], names: list[str], resamples: int, seed
     return report
 
 
-def kept(before: Cell, after: Cell, resamples: int, seed: int) -> dict[str, Any]:
+def kept(before: TaskScores, after: TaskScores, resamples: int, seed: int) -> dict[str, Any]:
     """Accuracy before and after and their ratio, with 95 % intervals by paired bootstrap over pictures, as without a stream."""
     scored = Scored(before.images, [""] * len(before.scores), before.scores.numpy(), after.scores.numpy())
     told = summarise(scored, resamples=resamples, seed=seed)
     return {"before": told["base_accuracy"], "after": told["accuracy"], "retention": told["retention"], "n": told["n"]}
 
 
-def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: int) -> dict[str, dict[str, float | None]]:
+def _with_intervals(cells: list[TaskScores], tasks: list[int], resamples: int, seed: int) -> dict[str, dict[str, float | None]]:
     """Each figure of `summary`, what a task's test samples are about drawn again: the same samples of a task for every row.
 
-    Of the two made-up samples (`resampled`) one is right after the last task alone, the other until then: the ends of every figure.
+    Of the two made-up samples (`bootstrap.means`) one is right after the last task alone, the other until then: the ends of every figure.
     """
     rng = np.random.default_rng(seed)
     rows = len(tasks)
@@ -155,11 +157,12 @@ def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: i
         own = {cell.after: cell for cell in cells if cell.task == task}
         ends = np.array([[row == rows - 1, row < rows - 1] for row in own], dtype=np.float64)
         scores = np.stack([cell.scores.numpy() for cell in own.values()])
-        drawn[:, list(own), column] = resampled(scores, own[rows - 1].images, ends, resamples=resamples, rng=rng)
+        drawn[:, list(own), column] = bootstrap.means(scores, own[rows - 1].images, ends, resamples=resamples, rng=rng)
     point = summary(matrix_of(cells, rows, tasks))
     many = [summary(torch.from_numpy(one)) for one in drawn]
     nothing: dict[str, float | None] = {"value": None, "low": None, "high": None}
-    return {name: nothing if value is None else widened(value, np.array([one[name] for one in many])) for name, value in point.items()}
+    found = {name: np.array([one[name] for one in many]) for name in point}
+    return {name: nothing if value is None else percentile_around(value, found[name]) for name, value in point.items()}
 
 
 def parameters(folder: Path) -> dict[str, Any]:

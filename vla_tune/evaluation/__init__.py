@@ -1,0 +1,1 @@
+"""What evaluations measure of a stream: every task after every task."""

@@ -1,0 +1,1 @@
+"""Intervals, the bootstrap and paired tests: pure functions of numbers, used wherever an estimate is reported."""
