@@ -18,13 +18,13 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 
 from vla_tune.artifacts.folder import read_artifact
-from vla_tune.cli import reported
 from vla_tune.config import Config, completed, load_config, structured
 from vla_tune.engine import after
 from vla_tune.engine.step import Step
 from vla_tune.errors import UserError
 from vla_tune.learners import open_learner
 from vla_tune.methods.base import Method
+from vla_tune.programs import reported
 from vla_tune.stages.opening import open_method
 
 TURNS, PER_TURN = 8, 3

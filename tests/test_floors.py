@@ -10,11 +10,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from imports import PACKAGE, ROOT, Import, at_start, circle, imports, own, trees
 
 FLOORS = (
-    ("geometry", "stats", "artifacts", "config", "errors", "console", "resources"),
+    ("geometry", "stats", "artifacts", "config", "errors", "console", "resources", "fields", "programs"),
     ("policies", "vlm"),
     ("anchors", "experts", "vqa", "data"),
     ("methods", "learners", "simulators"),
     ("engine", "reports"),
+    ("evaluation",),
     ("stages",),
     ("cli", "studies", "reproduce", "library", "optim", "rollout", "__main__", ""),  # programs, and doors for users of the library
 )
@@ -23,7 +24,7 @@ PLACED = {"vla_tune.methods.options": "config"}
 """Modules that stand with the files they belong to and are of another room: a method's options are part of the schema."""
 FUNCTIONS = ("anchor", "train", "eval_vqa", "eval_rollout", "report")
 """Names of the package that are functions, so that no module may have them."""
-LIGHT = ("config", "errors", "console", "resources")
+LIGHT = ("config", "errors", "console", "resources", "fields")
 """What is imported before a slip is told; it must take no longer than half a second."""
 HEAVY = {"torch", "lerobot", "transformers", "datasets", "accelerate", "peft"}
 TRAINS = ("vla_tune.engine", "vla_tune.library")
@@ -32,24 +33,10 @@ MEASURES = ("vla_tune.anchors", "vla_tune.methods.ewc")
 """Where gradients are taken that train nothing: an anchor's, a Fisher matrix."""
 MOST_LINES = 350
 
-KNOWN = {
-    "floors": {
-        "vla_tune.data.recording -> vla_tune.simulators.drawing",
-        "vla_tune.data.recording -> vla_tune.simulators.metaworld",
-        "vla_tune.evaluation.matrix -> vla_tune.engine.stream",
-        "vla_tune.learners.policy -> vla_tune.engine.loop",
-        "vla_tune.learners.policy -> vla_tune.engine.setup",
-        "vla_tune.reports.frontier -> vla_tune.cli",
-        "vla_tune.reports.streams -> vla_tune.cli",
-        "vla_tune.vqa.touch_scenes -> vla_tune.simulators.metaworld",
-        "vla_tune.vqa.touch_scenes -> vla_tune.simulators.touch",
-    },
-    "rooms": {
-        "learners - methods",
-    },
-    "files": {
-        "data.recording - simulators.base - simulators.libero - simulators.libero.world - simulators.metaworld",
-    },
+KNOWN: dict[str, set[str]] = {
+    "floors": set(),
+    "rooms": set(),
+    "files": set(),
     "lines": {
         "scripts/train_demo_vlm.py",
         "tests/data/test_labelled_images.py",
@@ -57,20 +44,9 @@ KNOWN = {
         "tests/experts/test_expert_pool.py",
         "tests/learners/test_picture_streams.py",
         "tests/methods/test_rivals.py",
-        "vla_tune/config.py",
-        "vla_tune/reports/plots.py",
     },
-    "gradients": {
-        "vla_tune.methods.base",
-        "vla_tune.methods.insulated",
-        "vla_tune.methods.subspace",
-        "vla_tune.methods.warmup",
-        "vla_tune.stages.step_times",
-    },
-    "forward": {
-        "vla_tune.methods.aegis",
-        "vla_tune.methods.base",
-    },
+    "gradients": set(),
+    "forward": set(),
 }
 """What breaks a rule today, by rule. It may only shrink: what is mended must go from here."""
 

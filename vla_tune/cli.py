@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
-import os
 import shlex
-import signal
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vla_tune.errors import RunError, UserError, is_denied, is_full_disk
+from vla_tune.errors import UserError
+from vla_tune.programs import reported
 
 if TYPE_CHECKING:
     from vla_tune.artifacts.folder import Artifact
@@ -140,58 +135,3 @@ def _finish(artifact: Artifact | None, *, as_json: bool) -> None:
 def _resume_command(pipeline: str, overrides: list[str] | None, out: Path | None) -> str:
     where = ["--out", str(out)] if out else []
     return shlex.join(["vla-tune", "train", pipeline, *(overrides or []), *where, "--resume"])
-
-
-@contextmanager
-def reported(resume: str = "") -> Iterator[None]:
-    """Turn what ends a command into one message on stderr and the exit code of the contract."""
-    hush()
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except (UserError, RunError) as error:
-        _end(str(error), error.exit_code)
-    except KeyboardInterrupt as error:
-        _end("interrupted" + _hint(resume), 143 if isinstance(error, Terminated) else 130)
-    except BaseException as error:
-        if is_full_disk(error):
-            place = getattr(error, "filename", None) or "while writing"
-            _end(f"the disk is full ({place}); make room and run the same command again" + _hint(resume), 1)
-        if is_denied(error):
-            _end(f"{error.filename}: {error.strerror}; change its permissions, or give another --out", 2)  # type: ignore[attr-defined]
-        code = getattr(error, "code", None)  # training.loop.Interrupted; naming it here would import torch
-        if type(error).__name__ != "Interrupted" or not isinstance(code, int):
-            raise
-        _end(f"stopped after a checkpoint; go on with: {resume}", code)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which unwinds like Ctrl-C so that nothing half-written stays."""
-
-
-def _terminate(_number: int, _frame: object) -> None:
-    raise Terminated
-
-
-def _hint(resume: str) -> str:
-    return f"; a training run with a checkpoint goes on with: {resume}" if resume else ""
-
-
-def _end(message: str, code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.write(f"vla-tune: {message}\n")
-    raise SystemExit(code)
-
-
-def hush() -> None:
-    """Keep third-party chatter (warnings, info logs, progress bars) out of our output."""
-    for key, value in {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(key, value)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.ERROR)

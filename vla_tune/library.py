@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.anchors.artifact import Anchor, check_compatible, load_anchor
+from vla_tune.anchors.artifact import Anchor, check_anchor, load_anchor
 from vla_tune.config import MethodConfig
 from vla_tune.engine.log import as_number
 from vla_tune.engine.reduce import reduce
 from vla_tune.learners.policy import PolicyLearner
 from vla_tune.methods import method_class
-from vla_tune.policies import adapt
-from vla_tune.policies.weights import weights_digest
 
 if TYPE_CHECKING:
     import torch
@@ -97,10 +95,3 @@ def make_method(
     kind = method_class(name)
     check_anchor(anchor, policy)
     return PolicyMethod(kind(PolicyLearner(policy), settings or MethodConfig(name=name), anchor, memory))
-
-
-def check_anchor(anchor: Anchor | None, policy: PreTrainedPolicy) -> None:
-    """Stop with a UserError where an anchor was not taken from the policy's VLM."""
-    if anchor is not None:
-        adapter = adapt(policy)
-        check_compatible(anchor, layers=len(adapter.layers()), width=adapter.width, backbone=weights_digest(adapter.vlm.state_dict()))

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts.folder import Draft, read_artifact, sync_folder, write_json
-from vla_tune.cli import reported
 from vla_tune.config import Config, MethodConfig, completed, own_options, protects
 from vla_tune.console import say, table, warn
 from vla_tune.errors import RunError
+from vla_tune.programs import reported
 from vla_tune.reports.frontier import write_frontier
 from vla_tune.reports.runs import mean_energy_shed, read_json, read_metrics
 from vla_tune.reports.streams import write_comparison

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch import Tensor
 from vla_tune.artifacts.folder import Artifact, read_artifact
 from vla_tune.errors import UserError
 from vla_tune.geometry.subspace import leading_pairs, rank_of
+
+if TYPE_CHECKING:
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 ROBOT = "robot."
 """What the names of the robot frames' statistics start with."""
@@ -163,3 +167,13 @@ def check_compatible(anchor: Anchor, *, layers: int, width: int, backbone: str) 
         )
     if anchor.backbone != backbone:
         raise UserError(f"the anchor {anchor.artifact.path} was taken from a VLM with other weights; {remedy}")
+
+
+def check_anchor(anchor: Anchor | None, policy: PreTrainedPolicy) -> None:
+    """Stop with a UserError where an anchor was not taken from the policy's VLM."""
+    from vla_tune.policies import adapt
+    from vla_tune.policies.weights import weights_digest
+
+    if anchor is not None:
+        adapter = adapt(policy)
+        check_compatible(anchor, layers=len(adapter.layers()), width=adapter.width, backbone=weights_digest(adapter.vlm.state_dict()))

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
-from vla_tune.experts.tasks import NONE
+from vla_tune.experts.tasks import NONE, TaskRouter
 
-if TYPE_CHECKING:
-    from vla_tune.methods.base import Method
+
+class RoutesTasks(Protocol):
+    """What is known of a method here: whether samples are told apart by task, by what, and passes for some tasks (`Method.routed`)."""
+
+    routes: bool
+    router: TaskRouter | None
+
+    def routed(self, tasks: int | Tensor | None, pictures: Tensor | None = None) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Deployed:
         `task`, the upper bound that an oracle would reach.
     """
 
-    method: Method
+    method: RoutesTasks
     how: str = "sample"
     task: int | None = None
 

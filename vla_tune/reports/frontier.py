@@ -171,7 +171,7 @@ def _successes(runs: list[Run]) -> dict[tuple[Any, ...], bool]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line of `python -m vla_tune.reports.frontier`."""
-    from vla_tune.cli import reported
+    from vla_tune.programs import reported
 
     parser = argparse.ArgumentParser(prog="python -m vla_tune.reports.frontier", description="A study's frontier, as far as it has got.")
     parser.add_argument("out", type=Path, help="the study's folder, such as runs/frontier")

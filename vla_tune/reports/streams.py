@@ -170,7 +170,7 @@ def _cells(row: Row) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line of `python -m vla_tune.reports.streams`."""
-    from vla_tune.cli import reported
+    from vla_tune.programs import reported
 
     parser = argparse.ArgumentParser(prog="python -m vla_tune.reports.streams", description="A study of a stream, as far as it has got.")
     parser.add_argument("out", type=Path, help="the study's folder, such as runs/stream-images")

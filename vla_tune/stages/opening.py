@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vla_tune.anchors.artifact import Anchor, load_anchor
+from vla_tune.anchors.artifact import Anchor, check_anchor, load_anchor
 from vla_tune.config import protects
 from vla_tune.errors import UserError
 from vla_tune.learners import kind_of, open_learner
-from vla_tune.library import check_anchor
 from vla_tune.methods import method_class
 from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
