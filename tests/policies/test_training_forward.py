@@ -10,6 +10,7 @@ from conftest import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vla_tune.experts.pool import ExpertPool
 from vla_tune.policies import adapt
 from vla_tune.policies.flow import drawing, flow_draws
 from vla_tune.policies.precision import compute_dtype, to_masters
@@ -209,3 +210,24 @@ def test_a_loaded_pi0_obeys_the_setting_of_gradient_checkpointing(made):
         adapter.policy.config.gradient_checkpointing = on
         adapter.obey_settings()
         assert adapter.policy.model.gradient_checkpointing_enabled == on
+
+
+@kinds
+def test_experts_in_a_policy_train_the_same_under_checkpointing(made, batch_of, kind):
+    found = {}
+    for checkpointing in (False, True):
+        adapter = ready(made, kind, checkpointing=checkpointing)
+        torch.manual_seed(0)
+        names = {id(module): name for name, module in adapter.policy.named_modules()}
+        places = [names[id(module)] for layer in adapter.layers() for module in (layer.self_attn.q_proj, layer.mlp.up_proj)]
+        pool = ExpertPool(adapter.policy, places, rank=2, scale=1.0)
+        for task in (0, 1):
+            pool.grow(task, 1, places)
+            pool.thaw(task)
+        with pool.routed(torch.tensor([0, 1, 0])):
+            loss = adapter.loss(batch_of(3), *adapter.flow_draws(0, 0, range(3), 3, CPU))
+        loss.backward()
+        found[checkpointing] = {name: p.grad for name, p in adapter.policy.named_parameters() if p.grad is not None}
+    assert found[False]
+    assert found[False].keys() == found[True].keys()
+    assert all(torch.equal(found[True][name], gradient) for name, gradient in found[False].items())

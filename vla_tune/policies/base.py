@@ -153,7 +153,7 @@ class PolicyAdapter(ABC):
         return torch.full((), float(len(actions)), device=actions.device)
 
     def flow_draws(self, seed: int, step: int, samples: Sequence[int], whole: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Noise `[len(samples), chunk, dim]` and times of these samples of a whole batch of `whole`: a function of seed, step and sample."""
+        """Noise `[len(samples), chunk, dim]` and times of these samples of a batch of `whole`: functions of seed, step and sample."""
         shape = (whole, self.policy.config.chunk_size, self.policy.config.max_action_dim)
         noise, time = flow_draws(self.policy.model, seed, step, samples, shape)
         return moved(noise, device), moved(time, device)

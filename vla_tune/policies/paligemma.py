@@ -86,7 +86,7 @@ class PaliGemmaAdapter(PolicyAdapter):
         (model.gradient_checkpointing_enable if self.policy.config.gradient_checkpointing else model.gradient_checkpointing_disable)()
 
     def prepare_forward(self, dtype: torch.dtype = torch.float32, *, checkpointing: bool = False) -> None:
-        """In place of lerobot's `gradient_checkpointing`, which checkpoints the model and each layer in it: a forward pass more than ours."""
+        """Also in place of lerobot's `gradient_checkpointing`: that checkpoints the model and each layer in it, a forward pass more."""
         checkpointing = checkpointing or self.policy.config.gradient_checkpointing
         self.policy.model.gradient_checkpointing_disable()
         super().prepare_forward(dtype, checkpointing=checkpointing)
