@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vla_tune.experts.pool import ExpertPool
-from vla_tune.policies.checkpointing import checkpointed
+from vla_tune.vlm.checkpointing import checkpointed
 
 WIDTH = 6
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vla_tune.policies.checkpointing import recomputing
+from vla_tune.vlm.checkpointing import recomputing
 
 BASE = 0
 """The slot of a router that stands for the layer as it is: what goes there is changed by no expert."""
@@ -143,7 +143,7 @@ class ExpertLinear(nn.Module):
         del self.down[name], self.up[name]
 
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
-        """What `policies.checkpointing` asks of a module whose result depends on more than its inputs."""
+        """What `vlm.checkpointing` asks of a module whose result depends on more than its inputs."""
         return self.routing.as_now()
 
     def forward(self, x: Tensor) -> Tensor:

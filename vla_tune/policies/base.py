@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vla_tune.policies.checkpointing import checkpoint_blocks, layer_by_layer, recomputing
+from vla_tune.policies.checkpointing import layer_by_layer
 from vla_tune.policies.flow import drawing, flow_draws, moved
 from vla_tune.policies.precision import compute_in
+from vla_tune.vlm.checkpointing import checkpoint_blocks, recomputing
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
