@@ -15,75 +15,68 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from vla_tune.artifacts.folder import read_artifact
 from vla_tune.cli import reported
-from vla_tune.config import Config, load_config, structured
-from vla_tune.engine.stream import AFTER, Stream
+from vla_tune.config import Config, completed, load_config, structured
+from vla_tune.engine import after
+from vla_tune.engine.step import Step
 from vla_tune.errors import UserError
 from vla_tune.learners import open_learner
-from vla_tune.learners.base import Learner
+from vla_tune.methods.base import Method
+from vla_tune.stages.opening import open_method
 
 TURNS, PER_TURN = 8, 3
 
 
-def plain(config: Config) -> tuple[Learner, Any]:
-    """The learner with peft's adapters, and its step."""
-    learner = open_learner(config)
-    layers = learner.layers()
-    learner.model.requires_grad_(requires_grad=False)
-    own = config.method.igsp
-    inject_adapter_in_model(LoraConfig(r=own.rank, lora_alpha=own.alpha, target_modules=layers), learner.model)
-    return learner, stepper(learner, [p for p in learner.model.parameters() if p.requires_grad], learner.loss)
+class PlainLoRA(Method):
+    """peft's adapters on the same layers, and the task's loss."""
+
+    name = "plain-lora"
+
+    def prepare(self) -> None:
+        learner: Any = self.learner
+        layers, own = learner.layers(), self.settings.igsp
+        learner.model.requires_grad_(requires_grad=False)
+        inject_adapter_in_model(LoraConfig(r=own.rank, lora_alpha=own.alpha, target_modules=layers), learner.model)
 
 
-def stepper(learner: Learner, parameters: list[torch.nn.Parameter], loss: Any) -> Any:
-    """A function that takes a batch through one step."""
-    optimizer, scheduler, clip_norm = learner.optimizer(parameters)
-
-    def step(batch: Any) -> None:
-        loss(batch).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-
-    return step
+def stepper(method: Method) -> Step:
+    """What takes a batch through one step."""
+    learner = method.learner
+    return Step(method, *learner.optimizer(method.parameter_groups(learner.config.train.lr)))
 
 
-def begun(config: Config, run: Path | None, task: int, *, phase_2: bool) -> Stream:
-    """The stream in one phase of a task."""
-    stream = Stream.open(config)
-    strategy: Any = stream.strategy
+def begun(config: Config, run: Path | None, task: int, *, phase_2: bool) -> Method:
+    """The method in one phase of a task."""
+    method: Any = open_method(config)
     if run is None:
-        _pretend(strategy, task, phase_2=phase_2)
-        return stream
-    if task or phase_2:
-        stream.restore(run / "train" / AFTER, str(task if phase_2 else task - 1))
-    (strategy.resume if phase_2 else strategy.begin)(task)
-    return stream
+        _pretend(method, task, phase_2=phase_2)
+    else:
+        if task or phase_2:
+            after.restore(run / "train", task if phase_2 else task - 1, method)
+        (method.resume if phase_2 else method.begin)(task)
+    method.task = task
+    return method
 
 
-def _pretend(strategy: Any, task: int, *, phase_2: bool) -> None:
+def _pretend(method: Any, task: int, *, phase_2: bool) -> None:
     """Every task so far keeps one expert in every layer."""
     for number in range(task + 1):
-        strategy.begin(number)
+        method.begin(number)
         if number < task or phase_2:
-            first = {name: [one for one in layer.down if one.endswith("-0")] for name, layer in strategy.pool.layers.items()}
-            strategy.pool.keep(number, first)
-            if strategy.own.routing == "task":
-                strategy.pool.settle(number, {name: dict.fromkeys(layer.down, 0.5) for name, layer in strategy.pool.layers.items()})
-            strategy.identified[number]["ended"] = 0
+            first = {name: [one for one in layer.down if one.endswith("-0")] for name, layer in method.pool.layers.items()}
+            method.pool.keep(number, first)
+            if method.own.routing == "task":
+                method.pool.settle(number, {name: dict.fromkeys(layer.down, 0.5) for name, layer in method.pool.layers.items()})
+            method.identified[number]["ended"] = 0
 
 
 def ratio(config: Config, run: Path | None, task: int, *, phase_2: bool) -> tuple[float, float]:
     """Seconds of plain LoRA's step, and how many times as long ours takes."""
-    learner, theirs = plain(config)
-    stream = begun(config, run, task, phase_2=phase_2)
-    strategy = stream.strategy
-    ours = stepper(stream.learner, strategy.parameters(), lambda batch: strategy.loss(task, batch))
+    learner = open_learner(config)
+    theirs, ours = stepper(PlainLoRA(learner, config.method)), stepper(begun(config, run, task, phase_2=phase_2))
     batches = learner.batches(0, 0)
     times: dict[int, list[float]] = {0: [], 1: []}
     for turn in range(TURNS + 1):
@@ -113,7 +106,7 @@ def main() -> None:
 def configuration(run: Path | None, given: list[str]) -> Config:
     """The run's, or that of a pipeline with overrides; what the measurement does not cover is refused."""
     if run:
-        config = structured(Config, read_artifact(run / "train", "train", "vla-tune train").config, [], str(run))
+        config = structured(Config, completed(read_artifact(run / "train", "train", "vla-tune train").config), [], str(run))
     else:
         names = [one for one in given if "=" not in one] or ["stream-drawn"]
         config = load_config(names[0], [one for one in given if "=" in one])

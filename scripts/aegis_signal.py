@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.utils.utils import cycle
 from torch import Tensor, nn
 
 from vla_tune.anchors.artifact import Subspace, load_anchor, protected_pairs
@@ -29,16 +28,17 @@ from vla_tune.anchors.passes import answer_gradients, stock_moments
 from vla_tune.artifacts.folder import write_json
 from vla_tune.config import Config, load_config
 from vla_tune.console import progress, table
-from vla_tune.engine.loop import as_floats
-from vla_tune.engine.setup import make_loader, make_optimizer, make_start
+from vla_tune.engine.step import Step
 from vla_tune.geometry.projection import remove_conflict
 from vla_tune.geometry.subspace import project_pairs
-from vla_tune.methods import make_method
+from vla_tune.learners.demonstrations import Demonstrations
+from vla_tune.methods.aegis import Aegis
 from vla_tune.methods.base import Gradients, Method
-from vla_tune.policies.loading import load_vlm
 from vla_tune.policies.smolvla import SmolVLAAdapter
-from vla_tune.vqa.batches import Memory, answer_loss
+from vla_tune.vlm.batches import answer_loss
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
+from vla_tune.vqa.replay import ReplayQuestions
 
 QUESTIONS = 96
 JUDGED = 512
@@ -67,24 +67,20 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     config = load_config("demo", ["method.name=aegis", "train.steps=300", *given.overrides])
     anchor = load_anchor(given.anchor)
-    start = make_start(config)
-    judge = Judge(config, start.base_vlm, list(anchor.subspace.reads))
-    memory = Memory(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(start.base_vlm)[1], config.seed)
-    method = make_method("aegis", start.policy, anchor=anchor, settings=config.method)
-    optimizer, scheduler, clip = make_optimizer(config, method)
-    batches = cycle(make_loader(config, start.dataset, 0))
+    learner = Demonstrations(config)
+    judge = Judge(config, learner.base, list(anchor.subspace.reads))
+    memory = ReplayQuestions(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(learner.base)[1], config.seed)
+    method = Aegis(learner, config.method, anchor)
+    take = Step(method, *learner.optimizer(method.parameter_groups(config.train.lr)))
+    batches = learner.batches(0, 0)
     torch.manual_seed(config.seed)
     rows = []
     with progress("aegis", config.train.steps, "steps") as counter:
         for step in range(config.train.steps):
-            batch = start.processors[0](as_floats(next(batches)))
-            start.policy.train()
+            batch = next(batches)
             if step % given.every == 0:
                 rows.append({"step": step, **look(method, memory, batch, anchor.subspace, judge)})
-            method.backward(batch)
-            nn.utils.clip_grad_norm_([p for p in start.policy.parameters() if p.requires_grad], clip)
-            method.step(optimizer)
-            scheduler.step()
+            take(batch)
             counter.advance()
     write_json(given.out, rows)
     table("means over blocks", ["step", *COLUMNS.values()], [[str(row["step"]), *(f"{row[key]:+.4f}" for key in COLUMNS)] for row in rows])
@@ -116,12 +112,12 @@ class Judge:
         return total
 
 
-def look(method: Method, memory: Memory, batch: dict[str, Any], known: Subspace, judge: Judge) -> dict[str, float]:
+def look(method: Method, memory: ReplayQuestions, batch: dict[str, Any], known: Subspace, judge: Judge) -> dict[str, float]:
     """The figures of one batch; leaves no gradient behind."""
-    shared = method.combined_parameters()
-    losses = method.losses(dict(batch))
-    task = gradients(losses["task"], shared, keep=True)
-    penalty = gradients(losses["anchor"], shared)
+    terms = method.terms(dict(batch))
+    shared = terms["anchor"].into or {}
+    task = gradients(terms["task"].value, shared, keep=True)
+    penalty = gradients(terms["anchor"].value, shared)
     answers = gradients(answer_loss(method.adapter.vlm, memory.draw(0, QUESTIONS)), shared)
     single = [gradients(answer_loss(method.adapter.vlm, memory.draw(number + 1, 1)), shared) for number in range(max(SPANS))]
     blocks: dict[str, list[str]] = {}

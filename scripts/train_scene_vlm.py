@@ -17,8 +17,8 @@ from train_demo_vlm import PHASES, Batch, Packer, Trainer, batch_of, cells_of, d
 
 from vla_tune.console import progress
 from vla_tune.data.scenes import Object, Scene
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.generator import Question
 from vla_tune.vqa.questions import caption
 from vla_tune.vqa.touch_scenes import ANSWERS, TouchScene, ask_touch, sample_touch_scene

@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch, number):
 
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_stopped_run_prints_the_command_that_resumes_it(monkeypatch, number):
-    from vla_tune.engine.loop import Interrupted
+    from vla_tune.engine.signals import Interrupted
 
     raising(monkeypatch, "train", Interrupted(number))
     ended = call("train", "demo", "--out", "runs/x")

@@ -136,11 +136,12 @@ def teach(vlm_folder: Path, questions: Dataset, steps: int) -> None:
     """Train a VLM in its folder until it can answer these questions."""
     import torch
 
-    from vla_tune.policies.loading import load_vlm, save_vlm
-    from vla_tune.vqa.batches import Memory, answer_loss
+    from vla_tune.vlm.batches import answer_loss
+    from vla_tune.vlm.loading import load_vlm, save_vlm
+    from vla_tune.vqa.replay import ReplayQuestions
 
     vlm, processor = load_vlm(str(vlm_folder))
-    memory = Memory(questions, processor, seed=0)
+    memory = ReplayQuestions(questions, processor, seed=0)
     optimizer = torch.optim.AdamW(vlm.parameters(), lr=3e-3)
     vlm.train()
     for step in range(steps):

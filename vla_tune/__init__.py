@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vla_tune.methods import load_anchor, make_method
+    from vla_tune.library import load_anchor, make_method
 
 __all__ = ["load_anchor", "make_method"]
 
@@ -13,7 +13,7 @@ __all__ = ["load_anchor", "make_method"]
 def __getattr__(name: str) -> Any:
     """The library's two entry points, imported when asked for: the package itself imports neither torch nor lerobot."""
     if name in __all__:
-        from vla_tune import methods
+        from vla_tune import library
 
-        return getattr(methods, name)
+        return getattr(library, name)
     raise AttributeError(f"module 'vla_tune' has no attribute '{name}'")

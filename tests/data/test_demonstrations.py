@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from vla_tune.artifacts.store import find_damage
 from vla_tune.config import DataConfig
 from vla_tune.data import demonstrations as module
 from vla_tune.data import recording
-from vla_tune.data.demonstrations import check_dataset, dataset_metadata, demonstrations, find_damage, open_dataset, open_metadata
+from vla_tune.data.demonstrations import check_dataset, dataset_metadata, demonstrations, open_dataset, open_metadata
 from vla_tune.data.manifests import DemonstrationsManifest
 from vla_tune.errors import RunError, UserError
 
@@ -145,7 +146,7 @@ def test_damage_is_found_and_recorded_again(cached, monkeypatch, capsys, damage)
         "no table": table.unlink,
         "broken table": lambda: table.write_text("{"),
     }[damage]()
-    assert find_damage(cached)
+    assert find_damage(cached / "dataset")
 
     def write(manifest, repo_id, root):
         (root / "meta").mkdir(parents=True)
@@ -153,8 +154,8 @@ def test_damage_is_found_and_recorded_again(cached, monkeypatch, capsys, damage)
 
     monkeypatch.setattr(recording, "write_dataset", write)
     demonstrations(MANIFEST)
-    assert "recording them again" in capsys.readouterr().out
-    assert find_damage(cached) is None
+    assert "is made again" in capsys.readouterr().err
+    assert find_damage(cached / "dataset") is None
     assert [path.name for path in cached.parent.iterdir()] == [cached.name]
 
 

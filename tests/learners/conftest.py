@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vla_tune.config import load_config
-from vla_tune.engine.loop import Interrupted
+from vla_tune.engine.signals import Interrupted
 
 QUICK = [
     "train.steps=6",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vla_tune.config import STRATEGIES, StreamTask, load_config
-from vla_tune.engine.stream import Stream
+from vla_tune.engine import after, checkpoint
+from vla_tune.engine.run import Run
 from vla_tune.errors import UserError
 from vla_tune.learners.pictures import Pictures
 from vla_tune.reports.runs import read_json, read_table
 from vla_tune.resources import demo_clip
 from vla_tune.stages import eval_rollout, eval_vqa, evaluate, train
+from vla_tune.stages.opening import open_method
 
 
 def fails_with(error):
@@ -27,8 +30,10 @@ def fails_with(error):
     return fail
 
 
-def checkpoint(run):
-    return run / "train.partial" / "checkpoint" / "state.safetensors"
+def newest(run):
+    """The newest checkpoint's tensors."""
+    folder, _ = checkpoint.newest(run / "train.partial")
+    return load_file(folder / "state.safetensors")
 
 
 def logged(run):
@@ -78,7 +83,7 @@ def test_train_equals_train_and_resume(quick, tmp_path, stopped_at, name, step, 
     train.run(config, tmp_path / "whole")
     with stopped_at(Pictures, step):
         train.run(config, tmp_path / "parts")
-    assert any(key.startswith("before:") for key in load_file(checkpoint(tmp_path / "parts"))) == (more == LONG)
+    assert any(key.startswith("before:") for key in newest(tmp_path / "parts")) == (more == LONG)
     train.run(config, tmp_path / "parts", resume=True)
     assert_equal(states(tmp_path / "whole"), states(tmp_path / "parts"))
     whole, parts = (read_json(tmp_path / run / "train" / "stream.json") for run in ("whole", "parts"))
@@ -90,7 +95,7 @@ def test_a_task_that_leaves_nothing_to_train_can_be_gone_on_with(quick, tmp_path
     config = quick("shapes", more=[*LONG, "method.igsp.price=1", "train.log_every=100"])
     train.run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Stream, "_leave", fails_with(OSError("no space")))
+        patch.setattr(Run, "_leave", fails_with(OSError("no space")))
         with pytest.raises(OSError, match="no space"):
             train.run(config, tmp_path / "parts")
     train.run(config, tmp_path / "parts", resume=True)
@@ -111,8 +116,8 @@ def test_a_finished_stream_takes_on_another_task(quick, tmp_path, name):
 def test_what_was_learnt_stays_to_the_bit_where_tasks_are_told_apart_rightly(quick, tmp_path):
     config = quick("shapes", "textures")
     train.run(config, tmp_path)
-    after = states(tmp_path)
-    first, last = after["0.safetensors"], after["1.safetensors"]
+    left = states(tmp_path)
+    first, last = left["0.safetensors"], left["1.safetensors"]
     own = [name for name in first if not name.startswith("tasks:")]
     assert own
     assert all(torch.equal(first[name], last[name]) for name in own)
@@ -126,13 +131,13 @@ def test_the_saved_model_is_the_stock_one_and_a_merged_one_knows_its_task(quick,
     train.run(config, tmp_path)
     base, saved = CLIPModel.from_pretrained(demo_clip(), dtype=torch.float32), CLIPModel.from_pretrained(tmp_path / "train" / "clip")
     assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in base.state_dict().items())
-    stream = Stream.open(config)
-    stream.restore(tmp_path / "train" / "after", "1")
+    method = open_method(config)
+    after.restore(tmp_path / "train", 1, method)
     pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     for task, name in enumerate(("shapes", "textures")):
         merged = CLIPModel.from_pretrained(tmp_path / "train" / "merged" / name / "clip").eval()
-        with torch.no_grad(), stream.strategy.routed(task):
-            ours = stream.learner.model.get_image_features(pixel_values=pixels).pooler_output
+        with torch.no_grad(), method.routed(task):
+            ours = method.learner.model.get_image_features(pixel_values=pixels).pooler_output
             theirs = merged.get_image_features(pixel_values=pixels).pooler_output
         assert torch.allclose(ours, theirs, atol=1e-5)
         assert not torch.allclose(theirs, base.eval().get_image_features(pixel_values=pixels).pooler_output, atol=1e-5)
@@ -206,7 +211,7 @@ def test_bad_input_is_told_and_leaves_nothing(quick, tmp_path, more, message):
         (["stream.folder=nowhere"], "stream.folder=nowhere: there is no such folder"),
         (["stream.tasks=[]"], "it learns a stream of tasks, and stream.tasks is empty"),
         (["method.name=aegis"], "it learns one task, and stream.tasks lists some"),
-        (["seed=20000000000000"], "must be at most 4294967295"),
+        (["seed=20000000000000"], "must be at least 0 and at most 4294967295"),
     ],
 )
 def test_bad_values_of_a_stream_are_told(quick, more, message):
@@ -243,17 +248,19 @@ def test_what_is_wrong_is_told_before_an_unfinished_stream_is_touched(quick, tmp
         train.run(config, tmp_path, resume=True)
 
 
-def test_a_checkpoint_is_found_between_its_renames_and_a_damaged_one_named(quick, tmp_path, stopped_at):
-    config, checkpoint = quick("shapes"), tmp_path / "train.partial" / "checkpoint"
+def test_a_damaged_checkpoint_is_named_and_an_older_one_serves(quick, tmp_path, stopped_at):
+    config, checkpoints = quick("shapes"), tmp_path / "train.partial" / "checkpoints"
     with stopped_at(Pictures, 3):
         train.run(config, tmp_path)
-    checkpoint.rename(checkpoint.with_name("checkpoint.old"))
-    with pytest.raises(UserError, match="holds an unfinished stream"):
+    assert sorted(folder.name for folder in checkpoints.iterdir()) == ["2", "3"]
+    with pytest.raises(UserError, match="holds an unfinished run; give --resume to go on from task 1"):
         train.run(config, tmp_path)
-    moments = checkpoint / "training_state" / "optimizer_state.safetensors"
+    moments = checkpoints / "3" / "training_state" / "optimizer_state.safetensors"
     moments.write_bytes(moments.read_bytes()[:-8])
-    with pytest.raises(UserError, match=r"checkpoint: cannot be loaded .*--overwrite"):
+    with pytest.raises(UserError, match=r"3: training_state/optimizer_state\.safetensors is missing or was changed.*remove it"):
         train.run(config, tmp_path, resume=True)
+    shutil.rmtree(checkpoints / "3")
+    assert train.run(config, tmp_path, resume=True).metrics["steps"] == 6
 
 
 def test_a_damaged_picture_is_named(quick_overrides, tmp_path):

@@ -13,16 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vla_tune.config import load_config
-from vla_tune.engine.stream import Stream
+from vla_tune.engine import after
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import pictures_of
 from vla_tune.learners.deployed import Deployed
-from vla_tune.learners.policy import Robot
-from vla_tune.policies.loading import load_vlm, save_vlm
+from vla_tune.learners.robot import Robot
 from vla_tune.reports.runs import read_json
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
+from vla_tune.stages.opening import open_method
+from vla_tune.vlm.loading import load_vlm, save_vlm
 from vla_tune.vlm.prompts import prompts_of
 
 DRAWER = "{name: drawer, tasks: [drawer-open-v3], instructions: [Open a drawer]}"
@@ -82,18 +83,18 @@ def test_a_policy_that_has_cut_its_vlm_answers_with_the_base_vlms_upper_layers(r
     train.run(config, tmp_path)
     report = eval_vqa.run(config, tmp_path).metrics
     assert report["before"] > 0.3  # the policy starts from the base VLM's own layers, so nothing is lost by the cut
-    stream = Stream.open(config)
-    whole = stream.learner.vlm.model.text_model
+    method = open_method(config)
+    whole = method.learner.vlm.model.text_model
     assert len(whole.layers) == 6
-    assert all(one is other for one, other in zip(whole.layers, stream.learner.adapter.layers(), strict=False))
+    assert all(one is other for one, other in zip(whole.layers, method.learner.adapter.layers(), strict=False))
     question = torch.arange(5, 12)[None]
 
     def said(task):
-        with torch.no_grad(), stream.strategy.routed(task):
+        with torch.no_grad(), method.routed(task):
             return whole(input_ids=question).last_hidden_state
 
     before = said(1)
-    stream.restore(tmp_path / "train" / "after", "1")
+    after.restore(tmp_path / "train", 1, method)
     assert not torch.allclose(said(1), before, atol=1e-4)
     if name != "full":
         assert torch.equal(said(None), before)
@@ -150,9 +151,9 @@ def test_a_robots_earlier_tasks_go_by_the_scales_that_they_were_learnt_with(robo
 
 
 def test_replayed_frames_are_of_all_of_a_tasks_demonstrations(robot):
-    from vla_tune.engine.setup import episode_frames
+    from vla_tune.data.loader import episode_frames
 
-    learner = Stream.open(robot("train.batch_size=2")).learner
+    learner = open_method(robot("train.batch_size=2")).learner
     frames = episode_frames(learner.start.dataset, learner._episodes[0])
     most = len(frames) - 1
     drawn = torch.cat([learner.remembered(0, most, 64, number)["index"] for number in range(4)])
@@ -177,27 +178,27 @@ def test_what_goes_on_training_is_in_the_saved_model(robot, tmp_path, name):
     """There is no task to choose, so `train/policy` has it all."""
     config = robot(f"method.name={name}", "train.lr=0.01")
     train.run(config, tmp_path)
-    stream = Stream.open(config)
-    stream.restore(tmp_path / "train" / "after", "1")
-    layer, expert = next((name, layer) for name, layer in stream.strategy.pool.layers.items() if name not in stream.strategy.young)
+    method = open_method(config)
+    after.restore(tmp_path / "train", 1, method)
+    layer, expert = next((name, layer) for name, layer in method.pool.layers.items() if name not in method.young)
     saved = load_file(tmp_path / "train" / "policy" / "model.safetensors")[f"{layer}.weight"]
     assert not torch.equal(saved, expert.weight)
-    with stream.strategy.as_stock():
-        assert torch.equal(saved, stream.learner.model.get_submodule(layer).weight)
-    each = [stream.strategy.shares(task).get(layer, torch.ones(2)) for task in (0, 1)]  # a single adapter counts in full
+    with method.as_stock():
+        assert torch.equal(saved, method.learner.model.get_submodule(layer).weight)
+    each = [method.shares(task).get(layer, torch.ones(2)) for task in (0, 1)]  # a single adapter counts in full
     torch.testing.assert_close(saved, expert.merged(0, ((each[0] + each[1]) / 2)[1:]))
 
 
 def test_padding_is_not_what_experts_are_chosen_by(robot):
     told = []
     for length in (24, 40):
-        stream = Stream.open(robot("policy.settings.pad_language_to=max_length", f"policy.settings.tokenizer_max_length={length}"))
-        stream.strategy.begin(0)
+        method = open_method(robot("policy.settings.pad_language_to=max_length", f"policy.settings.tokenizer_max_length={length}"))
+        method.begin(0)
         torch.manual_seed(1)
-        for layer in stream.strategy.pool.layers.values():
+        for layer in method.pool.layers.values():
             if (mixture := layer.mixture(0)) is not None:
                 torch.nn.init.normal_(mixture.weight)
-        told.append(stream.strategy.shares(0))
+        told.append(method.shares(0))
     assert len(told[0]) > 10
     for name, shares in told[0].items():
         torch.testing.assert_close(shares, told[1][name], rtol=1e-3, atol=1e-4, msg=name)
@@ -206,15 +207,15 @@ def test_padding_is_not_what_experts_are_chosen_by(robot):
 def test_a_policy_acts_in_ones_own_program_as_the_documents_have_it(robot, tmp_path):
     config = robot()
     train.run(config, tmp_path)
-    stream = Stream.open(config)
-    stream.restore(tmp_path / "train" / "after", "1")
-    learner, deployed, taken = stream.learner, Deployed(stream.strategy, stream.router), []
-    before, after = learner.start.processors
+    method = open_method(config)
+    after.restore(tmp_path / "train", 1, method)
+    learner, deployed, taken = method.learner, Deployed(method), []
+    before, unscale = learner.start.processors
     frame = learner.start.dataset[0]
     seen = {key: frame[key][None] for key in ("observation.image", "observation.state")}
     batch = before({**seen, "task": [frame["task"]]})
     with torch.no_grad(), deployed.around(learner.batch_features, taken)(batch):
-        actions = after(learner.start.policy.predict_action_chunk(batch))
+        actions = unscale(learner.start.policy.predict_action_chunk(batch))
     assert actions.shape == (1, 4, 4)
     assert taken[0].tolist() == [0]
 
@@ -234,10 +235,10 @@ def test_experts_that_protect_do_not_see_the_leading_vqa_inputs(robot, tmp_path)
     config = robot("method.igsp.protect=0.9", "anchor.samples=8", "anchor.batch_size=4", "anchor.frames=0", "anchor.gradients=0")
     anchor.run(config, tmp_path)
     train.run(config, tmp_path)
-    stream = Stream.open(config, load_anchor(tmp_path / "anchor"))
-    stream.restore(tmp_path / "train" / "after", "1")
-    guards, layers = stream.strategy.guards, stream.strategy.pool.layers
-    assert set(guards) == {name for name in layers if name.startswith(stream.learner.vlm_prefix)}  # lerobot's frozen blocks too
+    method = open_method(config, load_anchor(tmp_path / "anchor"))
+    after.restore(tmp_path / "train", 1, method)
+    guards, layers = method.guards, method.pool.layers
+    assert set(guards) == {name for name in layers if name.startswith(method.learner.vlm_prefix)}  # lerobot's frozen blocks too
     kept = [(guard, down) for name, guard in guards.items() for down in layers[name].down.values()]
     assert kept
     for guard, down in kept:
@@ -300,13 +301,13 @@ def test_a_vlm_learns_a_stream_of_questions(tmp_path, name):
 @pytest.mark.parametrize("tasks", [[0, NONE], [NONE, 0], [1, 0]])
 def test_a_picture_that_is_cut_into_several_goes_with_its_question(tasks):
     """SmolVLM's published processors cut pictures by their shape: the vision tower's rows are not as many for every question."""
-    stream = Stream.open(asking("igsp"))
+    method = open_method(asking("igsp"))
     for task in range(2):
-        stream.strategy.begin(task)
-    for layer in stream.strategy.pool.layers.values():
+        method.begin(task)
+    for layer in method.pool.layers.values():
         for up in layer.up.values():
             torch.nn.init.normal_(up, std=0.1)
-    learner = stream.learner
+    learner = method.learner
     learner.processor.image_processor.do_image_splitting = True
     learner.processor.image_processor.size = {"longest_edge": 192}
     pictures = [Image.new("RGB", (192, 60), "red"), Image.new("RGB", (64, 64), "blue")]
@@ -315,7 +316,7 @@ def test_a_picture_that_is_cut_into_several_goes_with_its_question(tasks):
     def said(chosen):
         inputs = prompts.inputs([pictures[one] for one in chosen], [QUESTION] * len(chosen))
         number = torch.tensor([tasks[one] for one in chosen])
-        with torch.no_grad(), stream.strategy.routed(number, pictures_of(inputs)):
+        with torch.no_grad(), method.routed(number, pictures_of(inputs)):
             return pictures_of(inputs).tolist(), learner.model(**inputs).logits[:, -1]
 
     many, whole = said([0, 1])
@@ -328,4 +329,4 @@ def test_a_picture_that_is_cut_into_several_goes_with_its_question(tasks):
 
 def test_moe_adapters_do_not_learn_questions():
     with pytest.raises(UserError, match="it routes a sample by its first token, and an answer is written token by token"):
-        Stream.open(asking("moe_adapters"))
+        open_method(asking("moe_adapters"))

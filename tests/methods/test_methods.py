@@ -13,7 +13,7 @@ from small import SETTINGS, features
 from vla_tune.config import LoRAConfig, MethodConfig
 from vla_tune.errors import UserError
 from vla_tune.geometry.gaussian import batch_moments, wasserstein2
-from vla_tune.methods import make_method
+from vla_tune.library import make_method
 from vla_tune.policies import adapt
 from vla_tune.policies.loading import new_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
@@ -42,7 +42,7 @@ def test_full_is_lerobots_own_update(policy, batches):
     torch.manual_seed(7)
     for batch in batches:
         ours.train()
-        method.backward(copy.deepcopy(batch), accelerator.backward)
+        method.backward(copy.deepcopy(batch))
         accelerator.clip_grad_norm_(ours.parameters(), 10.0)
         method.step(our_optimizer)
 
@@ -173,14 +173,14 @@ def test_a_frozen_vlm_is_told(batches):
 def test_a_freeze_rule_that_matches_nothing_is_an_error(policy):
     method = make_method("frozen", policy)
     with pytest.raises(UserError, match=r"'vlm\.visoin' matches no parameter"):
-        method.freeze("vlm.visoin")
+        method.method.freeze("vlm.visoin")
     with pytest.raises(UserError, match="did you mean 'aegis'"):
         make_method("aegiss", policy)
 
 
 def test_taps_are_the_stock_models_hidden_states(policy):
     """In the Hugging Face path, what the norms see is what transformers itself calls hidden states."""
-    from vla_tune.policies.base import Taps, residual_taps
+    from vla_tune.vlm.parts import Taps, residual_taps
 
     vlm = adapt(policy).vlm.eval()
     ids = torch.randint(10, 200, (2, 7), generator=torch.Generator().manual_seed(0))

@@ -27,19 +27,22 @@ from vla_tune.config import (
     WarmupConfig,
     WiSEFTConfig,
 )
-from vla_tune.engine import loop
-from vla_tune.engine.setup import show_groups
+from vla_tune.engine.plan import show_groups
+from vla_tune.engine.signals import Interrupted
+from vla_tune.engine.step import Step
 from vla_tune.errors import UserError
 from vla_tune.geometry.gaussian import batch_moments
-from vla_tune.methods import make_method
+from vla_tune.library import make_method
 from vla_tune.methods.insulated import CLIP, discretised
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import load_vlm, new_policy
+from vla_tune.policies.loading import new_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.reports.runs import layer_series, mean_energy_shed, read_run
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import train
-from vla_tune.vqa.batches import Memory, answer_loss, answered_inputs
+from vla_tune.vlm.batches import answer_loss, answered_inputs
+from vla_tune.vlm.loading import load_vlm
+from vla_tune.vqa.replay import ReplayQuestions
 
 ASKING = ("cotraining", "insulated", "agem", "ewc")
 OPTIONS = {"ewc": EWCConfig(samples=3, weight=10.0), "agem": AGEMConfig(samples=4, batch_size=3), "warmup": WarmupConfig(steps=1)}
@@ -58,7 +61,7 @@ def memory():
         "answers": [[colour] for colour in colours],
     }
     types = Features({"image": Image(), "question": Value("string"), "answers": List(Value("string"))})
-    return Memory(Dataset.from_dict(columns, features=types), load_vlm(str(demo_vlm()))[1], seed=3)
+    return ReplayQuestions(Dataset.from_dict(columns, features=types), load_vlm(str(demo_vlm()))[1], seed=3)
 
 
 def make(name, policy, anchor=None, memory=None, **options):
@@ -103,7 +106,7 @@ def moved(policy):
 @pytest.mark.parametrize("name", ["full", "warmup", "penalty", "distillation", "cotraining", "insulated", "agem", "l2sp", "ewc"])
 def test_each_trains_and_says_what_its_loss_is_made_of(policy, stock, batches, anchor, memory, name):
     method = make(name, policy, anchor, memory, **({name: OPTIONS[name]} if name in OPTIONS else {}))
-    assert (method.needs_anchor, method.needs_memory) == (name == "penalty", name in ASKING)
+    assert (method.method.needs_anchor, method.method.needs_memory) == (name == "penalty", name in ASKING)
     optimizer = torch.optim.AdamW(method.parameter_groups(1e-3), lr=1e-3)
     for batch in batches[:2]:
         loss = method.backward(copy.deepcopy(batch))
@@ -121,19 +124,19 @@ def test_each_trains_and_says_what_its_loss_is_made_of(policy, stock, batches, a
 def test_the_vlm_has_a_learning_rate_of_its_own(policy, batches, capsys):
     plain = copy.deepcopy(policy)
     (only,) = make("full", plain).parameter_groups(0.1)
-    assert [id(p) for p in only["params"]] == [id(p) for p in plain.get_optim_params()]
+    assert [id(p) for p in only["params"]] == [id(p) for p in plain.get_optim_params() if p.requires_grad]
     assert only.keys() == {"params"}
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     method = make("full", policy, full=FullConfig(vlm_lr=0.25))
     optimizer = torch.optim.SGD(method.parameter_groups(0.1), lr=0.1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.025]
-    assert len({id(p) for group in optimizer.param_groups for p in group["params"]}) == len(list(policy.parameters()))
+    assert len({id(p) for group in optimizer.param_groups for p in group["params"]}) == sum(p.requires_grad for p in policy.parameters())
     found = backward(method, batches[0])
     optimizer.step()
     for name, gradient in found.items():
         rate = 0.025 if ".vlm." in name else 0.1
         torch.testing.assert_close(dict(policy.named_parameters())[name], before[name] - rate * gradient)
-    show_groups(method, 0.1)
+    show_groups(method.method, 0.1)
     table = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1}
     assert "0.025" in table["vlm.layers.0"]
     assert "0.025" not in table["expert"]
@@ -172,8 +175,7 @@ def test_the_penalty_is_a_term_of_the_loss(policy, batches, anchor, whiten):
 
 def test_distillation_measures_how_far_the_features_have_gone(policy, stock, batches):
     method = make("distillation", policy)
-    method.losses(copy.deepcopy(batches[0]))
-    assert method._teacher.policy.model.vlm_with_expert.lm_expert is policy.model.vlm_with_expert.lm_expert
+    assert method.method._teacher.policy.model.vlm_with_expert.lm_expert is policy.model.vlm_with_expert.lm_expert
     backward(method, batches[0])
     assert method.diagnostics["distance"] < 1e-9  # the same pass, only without the expert behind it
     moved(policy)
@@ -190,7 +192,7 @@ def test_distillation_measures_how_far_the_features_have_gone(policy, stock, bat
     assert method.diagnostics["distance"] == pytest.approx(distance.item(), rel=1e-4)
     assert distance.item() > 1e-4
     assert_sum(found, task, DistillationConfig().weight, gradients_of(oracle, distance))
-    teacher = method._teacher.vlm
+    teacher = method.method._teacher.vlm
     assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(p, q) for p, q in zip(teacher.parameters(), adapt(stock).vlm.parameters(), strict=True))
 
@@ -198,7 +200,7 @@ def test_distillation_measures_how_far_the_features_have_gone(policy, stock, bat
 def test_cotraining_adds_the_answers_loss(policy, batches, memory):
     oracle = copy.deepcopy(policy)
     method = make("cotraining", policy, memory=memory, cotraining=CotrainingConfig(share=0.6, weight=0.5))
-    method.steps = 4
+    method.method.steps = 4
     found = backward(method, batches[0])
     answers = answer_loss(adapt(oracle).vlm, memory.draw(4, 2))  # 0.6 of 3
     assert method.diagnostics["answers"] == pytest.approx(answers.item(), rel=1e-6)
@@ -219,7 +221,7 @@ def test_no_gradient_crosses_the_insulation(policy, batches, memory):
             torch.testing.assert_close(gradient, task[name], rtol=1e-5, atol=1e-8)
     assert any(not torch.allclose(gradient, two[name]) for name, gradient in one.items() if "lm_expert" in name)
     assert one.keys() == task.keys()
-    head = method.extras["actions"]
+    head = method.method.extras["actions"]
     assert head.out_features == 4 * 4 * 8
     assert head.weight.grad.abs().sum() > 0
 
@@ -229,7 +231,7 @@ def test_the_action_head_reads_the_last_word_and_learns_the_bins(policy, batches
     method = make("insulated", policy, memory=memory, insulated=InsulatedConfig(bins=8))
     batch = copy.deepcopy(batches[0])
     batch["action_is_pad"][1, 2:] = True
-    found = method.losses(batch)["actions"].item()
+    found = method.method.terms(batch)["actions"].value.item()
     with adapt(policy).taps() as taps:
         policy.forward(copy.deepcopy(batch))
     tokens = batch["observation.language.attention_mask"].sum(1)
@@ -237,7 +239,7 @@ def test_the_action_head_reads_the_last_word_and_learns_the_bins(policy, batches
     losses = []
     for row in range(3):
         state = policy.model.vlm_with_expert.vlm.model.text_model.norm(taps.states[-1][row, start + int(tokens[row]) - 1])
-        logits = method.extras["actions"](state).reshape(4, 4, 8).log_softmax(-1)
+        logits = method.method.extras["actions"](state).reshape(4, 4, 8).log_softmax(-1)
         for step in range(4):
             if not batch["action_is_pad"][row, step]:
                 losses += [-logits[step, d, int(discretised(batch["action"][row, step, d], 8))] for d in range(4)]
@@ -260,7 +262,7 @@ def test_agem_projects_the_whole_vlm_at_once(policy, batches, memory):
     for number, batch in enumerate(batches[:4]):
         one = copy.deepcopy(policy)
         method = make("agem", one, memory=memory, agem=AGEMConfig(samples=4, batch_size=3))
-        method.steps = number
+        method.method.steps = number
         found = backward(method, batch)
         oracle = copy.deepcopy(policy)
         task = backward(make("full", oracle), batch)
@@ -351,15 +353,15 @@ def test_a_run_that_trains_nothing_needs_a_finished_one(policy):
 
 def interrupted(patch, step):
     """Have the process send itself Ctrl-C while this step is taken."""
-    original, taken = loop.Loop.step, []
+    original, taken = Step.__call__, []
 
-    def step_then_signal(self):
+    def step_then_signal(self, batch):
         taken.append(1)
         if len(taken) == step:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self)
+        return original(self, batch)
 
-    patch.setattr(loop.Loop, "step", step_then_signal)
+    patch.setattr(Step, "__call__", step_then_signal)
 
 
 def weights(run):
@@ -374,7 +376,7 @@ def figures(run):
 @pytest.fixture
 def few_questions(memory, monkeypatch):
     """The train stage reads the six questions of this module, not three thousand that it would have to draw first."""
-    monkeypatch.setattr("vla_tune.vqa.dataset.vqa_questions", lambda manifest, split: memory.questions)
+    monkeypatch.setattr("vla_tune.stages.opening.vqa_questions", lambda manifest, split: memory.questions)
 
 
 @pytest.mark.parametrize("name", ASKING)
@@ -384,7 +386,7 @@ def test_a_rival_resumes_bit_for_bit(small_config, few_questions, tmp_path, monk
     train.run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupted(patch, step=1)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             train.run(config, tmp_path / "parts")
     torch.manual_seed(99)
     train.run(config, tmp_path / "parts", resume=True)
@@ -393,8 +395,9 @@ def test_a_rival_resumes_bit_for_bit(small_config, few_questions, tmp_path, monk
     assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
     assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
     assert [row["step"] for row in figures(tmp_path / "whole")] == [1, 2]
-    kept = load_file(tmp_path / "parts" / "train" / "checkpoints" / "2" / "method.safetensors")
-    assert set(kept) == ({"actions.weight", "actions.bias"} if name == "insulated" else set())
+    kept = load_file(tmp_path / "parts" / "train" / "checkpoints" / "2" / "state.safetensors")
+    beside = {key for key in kept if not key.startswith("model.")}
+    assert beside == ({"extras:actions.weight", "extras:actions.bias"} if name == "insulated" else set())
 
 
 def test_wise_ft_lies_between_the_base_and_a_finished_run(small_config, tmp_path, stock):

@@ -5,16 +5,14 @@ import torch
 
 from vla_tune.anchors.artifact import load_anchor
 from vla_tune.anchors.protection import Protection
-from vla_tune.engine.loop import as_floats
-from vla_tune.engine.setup import make_loader, make_optimizer, make_start
 from vla_tune.errors import UserError
-from vla_tune.methods import make_method
-from vla_tune.policies import adapt
-from vla_tune.policies.loading import load_vlm
+from vla_tune.learners.demonstrations import Demonstrations
+from vla_tune.library import make_method
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor as anchor_stage
 from vla_tune.stages import train
-from vla_tune.vqa.batches import answered_inputs
+from vla_tune.vlm.batches import answered_inputs
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
 
 SAMPLES = 2  # few enough tokens to leave most directions of every layer free
@@ -51,15 +49,14 @@ def answers(vlm, *, choice=False):
 
 def trained(config, run, name, steps=4, *, choice=False):
     """How far a method's steps move the policy's logits and its VLM, and the logits' size."""
-    start = make_start(config)
-    anchor = load_anchor(run / "anchor")
-    method = make_method(name, start.policy, anchor=anchor, settings=config.method)
-    optimizer, _, _ = make_optimizer(config, method)
+    learner = Demonstrations(config)
+    method = make_method(name, learner.model, anchor=load_anchor(run / "anchor"), settings=config.method)
+    optimizer, _, _ = learner.optimizer(method.parameter_groups(1e-3))
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
-    vlm = adapt(start.policy).vlm
+    vlm = learner.adapter.vlm
     before, weights = answers(vlm, choice=choice), {n: p.detach().clone() for n, p in vlm.named_parameters()}
-    batch = start.processors[0](as_floats(next(iter(make_loader(config, start.dataset, 0)))))
+    batch = next(learner.batches(0, 0))
     for _ in range(steps):
         method.backward(dict(batch))
         method.step(optimizer)
@@ -83,12 +80,12 @@ def test_plain_gradient_steps_on_projected_gradients_keep_answers_too(setup):
     """Without Adam's division the gradient alone is enough."""
     made, run = setup
     config = made("method.subspace.project=gradient")
-    start = make_start(config)
-    method = make_method("subspace", start.policy, anchor=load_anchor(run / "anchor"), settings=config.method)
-    vlm = adapt(start.policy).vlm
+    learner = Demonstrations(config)
+    method = make_method("subspace", learner.model, anchor=load_anchor(run / "anchor"), settings=config.method)
+    vlm = learner.adapter.vlm
     before = answers(vlm)
-    batch = start.processors[0](as_floats(next(iter(make_loader(config, start.dataset, 0)))))
-    optimizer = torch.optim.SGD([p for p in start.policy.parameters() if p.requires_grad], lr=1e-2)
+    batch = next(learner.batches(0, 0))
+    optimizer = torch.optim.SGD([p for p in learner.model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
         method.backward(dict(batch))
         method.step(optimizer)

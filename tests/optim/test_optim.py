@@ -10,14 +10,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from vla_tune.anchors.artifact import load_anchor
-from vla_tune.anchors.inputs import linears
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.geometry.subspace import rank_of
-from vla_tune.policies.loading import load_processors, load_vlm, new_policy, save_policy
+from vla_tune.policies.loading import load_processors, new_policy, save_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import eval_rollout, eval_vqa
+from vla_tune.vlm.loading import load_vlm
+from vla_tune.vlm.parts import linears
 
 SETTINGS = {
     "num_vlm_layers": 0,

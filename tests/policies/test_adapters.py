@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 import vla_tune.policies as policies_module
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.base import Taps, residual_taps
-from vla_tune.policies.loading import grafted_vlm, load_policy, load_processors, load_vlm, save_policy, save_vlm
+from vla_tune.policies.loading import grafted_vlm, load_policy, load_processors, save_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.policies.weights import moved_groups, weights_digest
+from vla_tune.vlm.loading import load_vlm, save_vlm
+from vla_tune.vlm.parts import Taps, residual_taps
 from vla_tune.vlm.prompts import prompts_of
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -173,3 +174,22 @@ def test_another_package_registers_an_adapter_by_entry_point(monkeypatch):
     theirs = EntryPoint("theirs", "their_package:TheirAdapter", policies_module.ENTRY_POINTS)
     monkeypatch.setattr(policies_module, "entry_points", lambda group: EntryPoints([theirs]).select(group=group))
     assert adapter_class("theirs") is TheirAdapter
+
+
+@kinds
+def test_the_prefix_pass_calls_the_model_of_vlm_and_expert_so_that_its_hooks_run(made, kind):
+    """Shards and wrappers hang on hooks; to call `forward` itself would pass them by, with the same states."""
+    policy, _ = made(kind)
+    adapter = adapt(policy)
+    (inner,) = (module for name, module in policy.model.named_children() if name in ("vlm_with_expert", "paligemma_with_expert"))
+    images, tokens = torch.rand(2, 3, 56, 56), torch.arange(3, 11).view(2, 4)
+    ran = []
+    handle = inner.register_forward_pre_hook(lambda *_: ran.append(1))
+    with torch.no_grad():
+        called = adapter.prefix_forward(images, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert ran == [1]
+    handle.remove()
+    inner._call_impl = inner.forward
+    with torch.no_grad():
+        bare = adapter.prefix_forward(images, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert all(torch.equal(one, other) for one, other in zip(called.states, bare.states, strict=True))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from vlas import published_smolvlm2
 
-from vla_tune.policies.base import PolicyAdapter, decoder_of
+from vla_tune.policies.base import PolicyAdapter
+from vla_tune.vlm.parts import decoder_of
 
 
 def unique(module) -> int:

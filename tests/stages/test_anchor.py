@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from vla_tune.artifacts.folder import read_artifact
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
 
 SAMPLES = 12

@@ -9,10 +9,10 @@ from safetensors import safe_open
 from vla_tune.anchors.artifact import load_anchor
 from vla_tune.anchors.outputs import OutputGradients
 from vla_tune.anchors.passes import answer_gradients
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor
-from vla_tune.vqa.batches import answered_inputs
+from vla_tune.vlm.batches import answered_inputs
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
 
 SAMPLES = 8

@@ -13,10 +13,11 @@ from vla_tune.artifacts.folder import Draft
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import load_policy, load_processors, load_vlm, new_policy, save_policy, save_vlm
+from vla_tune.policies.loading import load_policy, load_processors, new_policy, save_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor, eval_vqa
+from vla_tune.vlm.loading import load_vlm, save_vlm
 
 QUESTIONS = 60
 FROZEN = "your VLM was frozen: nothing is lost"

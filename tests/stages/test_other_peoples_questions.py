@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor, eval_vqa, evaluate, train
-from vla_tune.vqa.answering import answer
+from vla_tune.vlm.answering import answer
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.ranking import candidates
 from vla_tune.vqa.scorers import scores

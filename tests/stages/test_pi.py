@@ -10,9 +10,11 @@ import yaml
 from safetensors.torch import load_file
 
 from vla_tune.config import load_config
-from vla_tune.engine import checkpoints, loop
-from vla_tune.policies.loading import load_policy, load_vlm
+from vla_tune.engine import checkpoint
+from vla_tune.engine.signals import Interrupted
+from vla_tune.policies.loading import load_policy
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, report, train
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vqa.dataset import vqa_questions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -73,16 +75,16 @@ def test_all_stages(pipeline, tmp_path, kind, method):
 def test_train_equals_train_and_resume(pipeline, tmp_path, monkeypatch, method):
     config = pipeline("pi0", f"method.name={method}", "method.lora.rank=2")
     train.run(config, tmp_path / "whole")
-    save = checkpoints.save_checkpoint
+    save = checkpoint.save
 
     def stop_after_two(run, step, *what):
         save(run, step, *what)
         if step == 2:
-            raise loop.Interrupted(130)
+            raise Interrupted(130)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", stop_after_two)
-        with pytest.raises(loop.Interrupted):
+        patch.setattr(checkpoint, "save", stop_after_two)
+        with pytest.raises(Interrupted):
             train.run(config, tmp_path / "parts")
     train.run(config, tmp_path / "parts", resume=True)
     whole, parts = (load_file(tmp_path / name / "train" / "policy" / "model.safetensors") for name in ("whole", "parts"))

@@ -6,10 +6,11 @@ import itertools
 import pytest
 import torch
 
-from vla_tune.engine.loop import as_floats
+from vla_tune.anchors.artifact import load_anchor
 from vla_tune.engine.plan import planned_bytes
-from vla_tune.engine.setup import make_loader, make_optimizer, make_start
-from vla_tune.methods import load_anchor, make_method, method_class
+from vla_tune.engine.step import Step
+from vla_tune.learners.demonstrations import Demonstrations
+from vla_tune.methods import method_class
 from vla_tune.stages import anchor as anchor_stage
 
 
@@ -41,23 +42,21 @@ def peak_of(work) -> int:
 @pytest.mark.parametrize("name", ["full", "subspace", "distillation", "aegis"])
 def test_a_step_takes_what_was_planned(small_config, anchored, name):
     config = small_config(f"method.name={name}", "train.batch_size=8")
-    start = make_start(config)
+    learner = Demonstrations(config)
     before = tensors()
     anchor = load_anchor(anchored) if method_class(name).needs_anchor else None
-    method = make_method(name, start.policy, anchor=anchor, settings=config.method)
+    method = method_class(name)(learner, config.method, anchor)
     held = sum(size for place, size in tensors().items() if place not in before)
-    plan = planned_bytes(config, start, method)
+    plan = planned_bytes(config, method)
     keeps = next(size for what, size in plan.items() if what.startswith("held"))
     assert held == pytest.approx(keeps, rel=0.01, abs=1000)
 
-    optimizer, _, _ = make_optimizer(config, method)
-    batch = start.processors[0](as_floats(next(iter(make_loader(config, start.dataset, 0)))))
-    start.policy.train()
+    step = Step(method, *learner.optimizer(method.parameter_groups(config.train.lr)))
+    batch = next(learner.batches(0, 0))
 
     def two_steps():  # the optimizer's state is there from the second on
         for _ in range(2):
-            method.backward(dict(batch))
-            method.step(optimizer)
+            step(dict(batch))
 
     foretold = sum(plan.values()) - plan["parameters"] - keeps
     assert 0.75 * foretold < peak_of(two_steps) <= foretold  # activations go while gradients come

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from vla_tune.artifacts.folder import files_table, read_artifact
-from vla_tune.engine import checkpoints, loop
+from vla_tune.engine import checkpoint
+from vla_tune.engine.signals import Interrupted
+from vla_tune.engine.step import Step
 from vla_tune.errors import RunError, UserError
-from vla_tune.methods.full import Full
+from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.stages import train
 
 
@@ -34,15 +36,15 @@ def figures(folder):
 
 def stop_at(monkeypatch, step, number=signal.SIGINT):
     """Send ourselves a signal while this step is being taken."""
-    original, taken = loop.Loop.step, []
+    original, taken = Step.__call__, []
 
-    def step_then_signal(self):
+    def step_then_signal(self, batch):
         taken.append(1)
         if len(taken) == step:
             os.kill(os.getpid(), number)
-        return original(self)
+        return original(self, batch)
 
-    monkeypatch.setattr(loop.Loop, "step", step_then_signal)
+    monkeypatch.setattr(Step, "__call__", step_then_signal)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,11 @@ def test_train_equals_train_and_resume(small_config, anchored, tmp_path, monkeyp
     train.run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_at(patch, step=3)
-        with pytest.raises(loop.Interrupted) as stopped:
+        with pytest.raises(Interrupted) as stopped:
             train.run(config, tmp_path / "parts")
     assert stopped.value.code == 130
     partial = tmp_path / "parts" / "train.partial"
-    assert checkpoints.finished(partial) == [2, 3]
+    assert checkpoint.finished(partial) == [2, 3]
     with (partial / "metrics.jsonl").open("a") as log:
         log.write('{"step": 4, "loss": 0}\n{"step": 5, "lo')  # written by a run that died after its last checkpoint
     torch.manual_seed(99)
@@ -99,14 +101,14 @@ def test_the_exported_policy_is_a_stock_one_bit_for_bit(small_config, tmp_path):
 
     trained = {}
     config = small_config("train.steps=2")
-    original = train.export
+    original = Demonstrations.save
 
-    def keep(method, start, folder, final):
-        original(method, start, folder, final)
-        trained.update({name: tensor.clone() for name, tensor in start.policy.state_dict().items()})
+    def keep(self, folder, final):
+        original(self, folder, final)
+        trained.update({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "export", keep)
+        patch.setattr(Demonstrations, "save", keep)
         artifact = train.run(config, tmp_path)
     folder = artifact.path / "policy"
     loaded = SmolVLAPolicy.from_pretrained(folder, strict=True)
@@ -145,19 +147,18 @@ def test_a_run_starts_from_a_trained_policy_wherever_it_was_moved(small_config, 
 
 
 def test_not_a_number_keeps_the_last_checkpoint(small_config, tmp_path, monkeypatch):
-    original, calls = Full.losses, []
+    original, calls = Demonstrations.loss, []
 
     def broken(self, batch):
         calls.append(1)
-        losses = original(self, batch)
-        return {"task": losses["task"] * math.nan} if len(calls) == 3 else losses
+        return original(self, batch) * (math.nan if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(Full, "losses", broken, raising=False)
+    monkeypatch.setattr(Demonstrations, "loss", broken)
     with pytest.raises(RunError, match=r"step 3: loss nan.*the checkpoint of step 2 is safe"):
         train.run(small_config(), tmp_path)
-    assert checkpoints.finished(tmp_path / "train.partial") == [2]
+    assert checkpoint.finished(tmp_path / "train.partial") == [2]
     assert not (tmp_path / "train").exists()
-    monkeypatch.setattr(Full, "losses", original, raising=False)
+    monkeypatch.setattr(Demonstrations, "loss", original)
     assert train.run(small_config(), tmp_path, resume=True).metrics["steps"] == 4
 
 
@@ -180,7 +181,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(small_config, tmp_path, monkeypat
 
 def test_what_is_there_is_not_overwritten(small_config, tmp_path, monkeypatch):
     stop_at(monkeypatch, step=1, number=signal.SIGTERM)
-    with pytest.raises(loop.Interrupted) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         train.run(small_config(), tmp_path)
     assert stopped.value.code == 143
     with pytest.raises(UserError, match="holds an unfinished run; give --resume to go on from step 1"):
@@ -213,11 +214,11 @@ def test_a_resumption_never_replaces_a_finished_run(small_config, tmp_path):
 def test_a_run_is_not_resumed_to_fewer_steps_and_a_broken_checkpoint_is_told(small_config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, step=3)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             train.run(small_config("train.log_every=4"), tmp_path)
     with pytest.raises(UserError, match=r"is at step 3 already; give train\.steps=3 or more"):
         train.run(small_config("train.steps=2", "train.log_every=4"), tmp_path, resume=True)
-    weights_file = tmp_path / "train.partial" / "checkpoints" / "3" / "model.safetensors"
+    weights_file = tmp_path / "train.partial" / "checkpoints" / "3" / "state.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:1000])
     with pytest.raises(UserError, match="remove it to resume from an older one"):
         train.run(small_config("train.log_every=4"), tmp_path, resume=True)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import cache_folder, demo_vlm
+from vla_tune.vlm.answering import answer
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vlm.prompts import prompts_of
-from vla_tune.vqa.answering import answer, cached_answers
+from vla_tune.vqa.answering import cached_answers
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.scoring import accuracy_by_type, blind_answers, exact_match
 
@@ -65,7 +66,7 @@ def test_cached_answers_are_not_asked_again(loaded, monkeypatch):
             cached_answers(vlm, processor, questions, backbone="other weights", batch_size=3, **SETTINGS)
         with pytest.raises(pytest.fail.Exception):
             cached_answers(vlm, processor, vqa_questions("shapes", "test", 12), backbone="weights", batch_size=3, **SETTINGS)
-    for file in (cache_folder() / "answers").iterdir():
+    for file in (cache_folder() / "answers").glob("*/answers.json"):
         file.write_text(file.read_text()[:5])
     assert cached_answers(vlm, processor, questions, backbone="weights", batch_size=3, **SETTINGS) == first
 

@@ -6,8 +6,8 @@ from datasets import Dataset
 from PIL import Image
 from vlas import small_paligemma
 
-from vla_tune.policies.loading import load_vlm
 from vla_tune.resources import demo_vlm
+from vla_tune.vlm.loading import load_vlm
 from vla_tune.vlm.prompts import prompts_of
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.ranking import candidates, rank

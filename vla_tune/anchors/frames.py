@@ -8,6 +8,7 @@ import torch
 
 from vla_tune.console import progress
 from vla_tune.geometry.gaussian import Moments, gather
+from vla_tune.vlm.parts import first_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,10 +32,10 @@ def frame_moments(adapter: PolicyAdapter, batches: Iterable[dict[str, Any]], cou
         for batch in batches:
             with adapter.taps() as taps:
                 # The mask is known when the prefix is embedded; the first block's norm is the first to run after that.
-                norm = adapter.layers()[0].get_submodule("input_layernorm")
+                norm = first_norm(adapter.layers()[0])
                 told = norm.register_forward_pre_hook(lambda *_, taps=taps: setattr(inputs, "mask", taps.mask))
                 try:
-                    adapter.policy.forward(batch)
+                    adapter.policy(batch)
                 finally:
                     told.remove()
             assert taps.mask is not None

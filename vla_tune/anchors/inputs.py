@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def linears(vlm: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers that a projection can protect, by name: linear ones, and convolutions whose windows do not overlap (patches)."""
-    return {
-        name: module
-        for name, module in vlm.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == module.stride)
-    }
-
-
 @dataclass
 class LinearInputs:
     """Second moments by the layer that was first to read a tensor, and who reads the same one.

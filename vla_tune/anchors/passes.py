@@ -16,9 +16,10 @@ from torch import Tensor
 
 from vla_tune.console import progress
 from vla_tune.geometry.gaussian import Moments, gather, wasserstein2
-from vla_tune.policies.base import PolicyAdapter, Taps, residual_taps
+from vla_tune.policies.base import PolicyAdapter
+from vla_tune.vlm.batches import IGNORED, answered_inputs, reply_tokens
+from vla_tune.vlm.parts import Taps, residual_taps
 from vla_tune.vlm.prompts import prompts_of
-from vla_tune.vqa.batches import IGNORED, answered_inputs, reply_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset

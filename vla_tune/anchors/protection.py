@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vla_tune.anchors.inputs import linears
 from vla_tune.anchors.projections import InputSide, Pairs, projections
 from vla_tune.console import warn
 from vla_tune.errors import UserError
+from vla_tune.vlm.parts import linears
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

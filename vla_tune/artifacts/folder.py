@@ -7,50 +7,32 @@ a digest of every file and renames the folder, so an artifact is either whole or
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vla_tune.artifacts.record import SCHEMA, Artifact, Record, environment, file_digest, files_table, parse_record, table_digest
 from vla_tune.errors import UserError
 
-SCHEMA = "vla-tune/artifact/1"
-UNLISTED = "checkpoints"
-"""A folder of an artifact that its files table leaves out: what `--resume` needs and nobody reads."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished stage's folder and its verified manifest."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """`sha256:...` of the files table."""
-        return table_digest(self.manifest["files"])
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = self.manifest["metrics"]
-        return metrics
-
-    @property
-    def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = self.manifest["config"]
-        return config
-
-    def as_input(self) -> dict[str, str]:
-        """How a later stage's manifest names this artifact."""
-        return {"stage": self.manifest["stage"], "path": str(self.path), "digest": self.digest}
+__all__ = [
+    "SCHEMA",
+    "Artifact",
+    "Draft",
+    "empty",
+    "environment",
+    "file_digest",
+    "files_table",
+    "read_artifact",
+    "sync_folder",
+    "sync_tree",
+    "table_digest",
+    "write_json",
+]
+"""Callers find here what is of `record` too."""
 
 
 class Draft:
@@ -90,7 +72,7 @@ class Draft:
 
     def publish(self, *, config: dict[str, Any], inputs: list[dict[str, str]], metrics: dict[str, Any], device: str = "cpu") -> Artifact:
         """Write `artifact.json`, sync, and rename the working folder to the target."""
-        manifest: dict[str, Any] = {
+        manifest: Record = {
             "schema": SCHEMA,
             "stage": self.stage,
             "version": importlib.metadata.version("vla-tune"),
@@ -187,45 +169,22 @@ def read_artifact(path: Path, stage: str, make_with: str) -> Artifact:
         state = "is unfinished" if path.exists() or partial.exists() else "is missing"
         raise UserError(f"the {stage} artifact {path} {state} (no {file.name}); {remedy}")
     try:
-        manifest = json.loads(file.read_text())
-        found = manifest["schema"], manifest["stage"]
-        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()]
-        whole = isinstance(manifest["config"], dict) and isinstance(manifest["metrics"], dict)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{file} is damaged; {remedy}")
-    if found != (SCHEMA, stage):
-        raise UserError(f"{path} is a '{found[1]}' artifact of schema '{found[0]}', not a '{stage}' artifact of '{SCHEMA}'; {remedy}")
-    for name, size, digest in files:
+        manifest = parse_record(file.read_text())
+    except ValueError:
+        raise UserError(f"{file} is damaged; {remedy}") from None
+    if (manifest["schema"], manifest["stage"]) != (SCHEMA, stage):
+        raise UserError(
+            f"{path} is a '{manifest['stage']}' artifact of schema '{manifest['schema']}', not a '{stage}' artifact of '{SCHEMA}'; {remedy}"
+        )
+    for name, entry in manifest["files"].items():
         part = path / name
         if not part.is_file():
             raise UserError(f"{part} is missing from the {stage} artifact; {remedy}")
-        if part.stat().st_size != size:
-            raise UserError(f"{part} is truncated: {part.stat().st_size} bytes of {size}; {remedy}")
-        if file_digest(part) != digest:
+        if part.stat().st_size != entry["bytes"]:
+            raise UserError(f"{part} is truncated: {part.stat().st_size} bytes of {entry['bytes']}; {remedy}")
+        if file_digest(part) != entry["sha256"]:
             raise UserError(f"{part} was changed after it was written (its digest differs); {remedy}")
     return Artifact(path, manifest)
-
-
-def files_table(folder: Path) -> dict[str, dict[str, Any]]:
-    """`{relative path: {sha256, bytes}}` of every file of an artifact, sorted by path."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "artifact.json")
-    named = ((file, file.relative_to(folder)) for file in files)
-    return {
-        name.as_posix(): {"sha256": file_digest(file), "bytes": file.stat().st_size} for file, name in named if name.parts[0] != UNLISTED
-    }
-
-
-def table_digest(table: dict[str, Any]) -> str:
-    """The digest of a JSON-serialisable table, independent of the order of its keys."""
-    return f"sha256:{hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()}"
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(file: Path, value: object) -> None:
@@ -255,23 +214,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def environment(device: str) -> dict[str, str]:
-    """The versions that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
-        "lerobot": importlib.metadata.version("lerobot"),
-        "git": _git_revision(),
-        "device": device,
-    }
-
-
-def _git_revision() -> str:
-    """The checkout's commit, with `-dirty` where it has changes; empty outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

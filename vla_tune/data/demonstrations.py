@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts.folder import file_digest, files_table, write_json
-from vla_tune.console import say, warn
+from vla_tune.artifacts.store import made_once
+from vla_tune.console import warn
 from vla_tune.data.manifests import DemonstrationsManifest, load_manifest, manifest_digest
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
@@ -37,36 +34,7 @@ def demonstrations(manifest: DemonstrationsManifest) -> tuple[str, Path]:
 
     key = f"{manifest.generator}-v{GENERATOR_VERSION}-{manifest_digest(manifest)[:16]}"
     repo_id, folder = f"vla-tune/{key}", cache_folder() / "demonstrations" / key
-    damage = find_damage(folder)
-    if damage is None:
-        return repo_id, folder / "dataset"
-    if folder.exists():
-        say(f"the demonstrations in {folder} are damaged ({damage}); recording them again")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder.parent))
-    try:
-        write_dataset(manifest, repo_id, fresh / "dataset")
-        write_json(fresh / "files.json", files_table(fresh / "dataset"))
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(FileExistsError, NotADirectoryError):  # another process was faster: its recording equals ours
-            fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return repo_id, folder / "dataset"
-
-
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a cached recording, or None where every file is as it was written."""
-    try:
-        table = json.loads((folder / "files.json").read_text())
-        for name, entry in table.items():
-            if file_digest(folder / "dataset" / name) != entry["sha256"]:
-                return f"{name} was changed"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        return "files.json is unreadable"
-    return None
+    return repo_id, made_once(folder / "dataset", lambda root: write_dataset(manifest, repo_id, root))
 
 
 def dataset_metadata(config: DataConfig) -> LeRobotDatasetMetadata:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_tune.artifacts.store import made_once
 from vla_tune.data.drawings import DRAWINGS_VERSION, FAMILIES, drawing
 from vla_tune.data.manifests import INDEX_FILE, LabelledManifest, holds_index, load_manifest
+from vla_tune.data.parquet import column_values, fetched_folder, parquet_table
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
-from vla_tune.vqa.benchmarks import column_values, fetched_folder, parquet_table
-from vla_tune.vqa.dataset import stored
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -137,7 +137,7 @@ def _drawn(manifest: LabelledManifest, split: str) -> _Rows:
     count: int = getattr(manifest.per_class, split)
     look = "-mirrored" if manifest.mirrored else ""
     key = f"{manifest.family}{look}-{DRAWINGS_VERSION}-seed-{manifest.seed}-{split}-{count}"
-    file = stored(cache_folder() / "drawings" / key / DRAWN_FILE, lambda target: _draw(target, manifest, split, count))
+    file = made_once(cache_folder() / "drawings" / key / DRAWN_FILE, lambda target: _draw(target, manifest, split, count))
     pictures = Dataset(InMemoryTable(pq.read_table(file).combine_chunks()))
     labels = list(FAMILIES[manifest.family])
     return _Rows(pictures, labels * count, labels)

@@ -1,1 +1,1 @@
-"""What the train stage is made of: its setup, its loop, its checkpoints, its export."""
+"""The engine: it takes a learner's batches and a method's losses through backward passes, updates, checkpoints and the log."""

@@ -72,18 +72,14 @@ def batch_moments(x: Tensor, mask: Tensor, eps: float = EPS) -> tuple[Tensor, Te
 
     Args:
         x: `[batch, tokens, d]`.
-        mask: `[batch, tokens]`, true where a token counts; what padding holds has no effect, NaN included.
-
-    Raises:
-        ValueError: no token counts.
+        mask: `[batch, tokens]`, true where a token counts; what padding holds has no effect, NaN included. Where none counts, both are
+            NaN: to tell would wait for the device.
 
     """
-    tokens = x[mask]
-    if not len(tokens):
-        raise ValueError("the mask leaves no token: there are no moments")
-    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
-    mean = tokens.mean(0)
-    return mean, ((tokens - mean).square().mean(0) + eps).sqrt()
+    counted, count = mask[..., None], mask.sum()
+    x = x if x.dtype == torch.float64 else x.float()
+    mean = torch.where(counted, x, 0).sum((0, 1)) / count
+    return mean, (torch.where(counted, x - mean, 0).square().sum((0, 1)) / count + eps).sqrt()
 
 
 def sample_tokens(mask: Tensor, count: int, seed: int) -> Tensor:
@@ -118,3 +114,45 @@ def anchor_distances(
         wasserstein2(*batch_moments(now, mask), mean.to(now.device), std.to(now.device), whiten=whiten)
         for now, (mean, std) in zip(states, anchor, strict=True)
     ]
+
+
+class BatchSums:
+    """Moments of a batch's tokens that come in micro-batches: the sums of each block, which add up exactly."""
+
+    def __init__(self) -> None:
+        self._count: Tensor | None = None
+        self._sums: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def add(self, states: Iterable[Tensor], mask: Tensor) -> None:
+        """See the tokens of a micro-batch, `[batch, tokens, d]` a block, that count in `mask` `[batch, tokens]`."""
+        inside = [torch.where(mask[..., None], one, 0).double() for one in states]
+        sums = [(one.sum((0, 1)), one.square().sum((0, 1))) for one in inside]
+        if self._count is None:
+            self._count, self._sums = mask.sum(), sums
+        else:
+            self._count = self._count + mask.sum()
+            self._sums = [(s + t, q + r) for (s, q), (t, r) in zip(self._sums, sums, strict=True)]
+
+    def distances(
+        self, states: Iterable[Tensor], mask: Tensor, anchor: Iterable[tuple[Tensor, Tensor]], *, whiten: bool = False, eps: float = EPS
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each block, the whole batch's `wasserstein2` to the anchor, and this micro-batch's part of what has its gradient.
+
+        The second is linear in the tokens: summed over the micro-batches, it has the gradient that the first would have. With the
+        whole batch's mean M and deviation S, it is <dW/dM, sum x / N> + <dW/dS, sum (x - M)^2 / (2 N S)>.
+        """
+        assert self._count is not None
+        whole, parts = [], []
+        for now, (total, squares), stay_at in zip(states, self._sums, anchor, strict=True):
+            mean = total / self._count
+            std = ((squares / self._count - mean.square()).clamp(min=0) + eps).sqrt()
+            mean, std = mean.to(now.device, torch.float32), std.to(now.device, torch.float32)
+            mean_a, std_a = (one.to(now.device) for one in stay_at)
+            scale = std_a.square() if whiten else torch.ones_like(std_a)
+            by_mean, by_std = 2 * (mean - mean_a) / scale, 2 * (std - std_a) / scale
+            inside = torch.where(mask[..., None], now.float() - mean, 0)
+            linear = inside.sum((0, 1)) @ by_mean + (inside.square().sum((0, 1)) / (2 * std)) @ by_std
+            whole.append(wasserstein2(mean, std, mean_a, std_a, whiten=whiten))
+            parts.append(linear / self._count)
+        return whole, parts

@@ -1,4 +1,4 @@
-"""Streams of tasks: what a model is trained on task after task, the loop, and the matrix of every task after every task."""
+"""What is trained: a model with its tasks, their batches and the forward pass; one learner for each kind of model."""
 
 from __future__ import annotations
 
@@ -47,12 +47,16 @@ def _kind_of_samples(folder: str | None, name: str) -> str:
 
 
 def open_learner(config: Config) -> Learner:
-    """The learner of a stream's kind.
+    """The learner of plain training, or of a stream's kind.
 
     Raises:
         UserError: something that its tasks name is missing.
 
     """
+    if not config.stream.tasks:
+        from vla_tune.learners.demonstrations import Demonstrations
+
+        return Demonstrations(config)
     kind = kind_of(config)
     if kind == "pictures":
         from vla_tune.learners.pictures import Pictures
@@ -62,6 +66,6 @@ def open_learner(config: Config) -> Learner:
         from vla_tune.learners.questions import Questions
 
         return Questions(config)
-    from vla_tune.learners.policy import Robot
+    from vla_tune.learners.robot import Robot
 
     return Robot(config)

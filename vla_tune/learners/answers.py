@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vla_tune.console import progress
 from vla_tune.experts.tasks import side_by_side
-from vla_tune.policies.base import Taps, residual_taps
+from vla_tune.vlm.answering import answer
+from vla_tune.vlm.batches import asked
+from vla_tune.vlm.parts import Taps, residual_taps
 from vla_tune.vlm.prompts import prompts_of
-from vla_tune.vqa.answering import answer
-from vla_tune.vqa.batches import asked
 from vla_tune.vqa.dataset import metric_of
 from vla_tune.vqa.scorers import scores
 

@@ -1,8 +1,7 @@
-"""What a strategy and the stream's loop may know of a model and its tasks; one learner a kind of stream."""
+"""What a method and the engine may know of a model and its tasks: one learner for each kind of model."""
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,35 +11,102 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.errors import UserError, nearest
+from vla_tune.vlm.parts import mlp_of
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from vla_tune.config import Config
     from vla_tune.learners.deployed import Deployed
+    from vla_tune.policies.base import PolicyAdapter
 
 Batch = Any
 """One batch as the learner's own `loss` takes it."""
 
 
-class Learner(ABC):
-    """A model, the tasks it learns one after another, and how it is scored on them.
+class Learner:
+    """A model, the tasks that it learns one after another, and the forward pass and the batches of each.
 
-    known_parts: the parts of the model that experts may go to, by name.
-    writes: whether the model answers token by token, after prompts that are padded on the left.
-    vlm_prefix: what the names of the VLM's layers start with, where the model is or has one whose anchor can be taken.
+    adapter: the policy's, where the model is one.
+    tasks: their names; plain training has one. base: the model that it starts from, a Hub id or a folder.
     counted: which tokens of the pass that `loss` makes are no padding, `[batch, tokens]`; None where all are.
     """
 
     model: nn.Module
+    adapter: PolicyAdapter | None = None
+    config: Config
+    base: str
+    tasks: list[str]
+    counted: Tensor | None = None
+
+    def fresh(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that nothing was trained on before."""
+        return []
+
+    def thaw(self) -> None:
+        """Everything trains that full fine-tuning trains."""
+        self.model.requires_grad_()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The task's loss on a batch."""
+        raise NotImplementedError
+
+    def count(self, batch: Batch) -> Tensor | int:
+        """Over how many elements the loss on this batch is a mean."""
+        raise NotImplementedError
+
+    def size(self, batch: Batch) -> int:
+        """How many samples a batch has."""
+        return len(next(iter(batch.values())))
+
+    def rows(self, batch: Batch, rows: slice) -> Batch:
+        """Some samples of a batch, as a batch."""
+        return {key: value[rows] for key, value in batch.items()}
+
+    def batches(self, task: int, step: int) -> Iterator[Batch]:
+        """Training batches of a task without end, as after `step` of them."""
+        raise NotImplementedError
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> tuple[torch.optim.Optimizer, LRScheduler, float]:
+        """An optimizer with its schedule over the steps of a task, and the norm that gradients are clipped to: lerobot's, here AdamW."""
+        from lerobot.optim.optimizers import AdamWConfig
+        from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
+
+        train = self.config.train
+        optimizer = AdamWConfig(lr=train.lr, weight_decay=0.0).build(groups)
+        schedule = CosineDecayWithWarmupSchedulerConfig(train.warmup_steps, train.steps, train.lr, 0.0)
+        return optimizer, schedule.build(optimizer, train.steps), 1.0
+
+    def scales(self) -> Any:
+        """What of the training data every later use of the model needs, as JSON: what its inputs and outputs are scaled by."""
+        return None
+
+    def rescale(self, scales: Any) -> None:
+        """Use `scales` of an earlier time, whatever the data are now."""
+
+    def save(self, folder: Path, final: Path) -> None:
+        """The model as its library saves it, into `folder`, which will be `final`; it must be a stock one (`Method.as_stock`)."""
+        raise NotImplementedError
+
+
+class StreamLearner(Learner, ABC):
+    """A model that learns a stream: where experts may go in it, what its tasks look like, and how it is scored on them.
+
+    known_parts: the parts of the model that experts may go to, by name.
+    writes: whether the model answers token by token, after prompts that are padded on the left.
+    vlm_prefix: what the names of the VLM's layers start with, where the model is or has one whose anchor can be taken.
+    """
+
     writes: ClassVar[bool] = False
     vlm_prefix: str | None = None
-    counted: Tensor | None = None
     known_parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Config, base: str | None = None) -> None:
-        from vla_tune.policies.loading import check_device, vlm_source
+        from vla_tune.policies.devices import on_device
+        from vla_tune.policies.loading import check_device
+        from vla_tune.vlm.loading import vlm_source
 
+        config = on_device(config)
         check_device(config.device)
         self.config, self.tasks = config, [task.name for task in config.stream.tasks]
         if not base and not config.policy.base_vlm:
@@ -81,41 +147,10 @@ class Learner(ABC):
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, int]]:
         """Of every block the norm before its MLP, the MLP, and the width of the residual stream."""
-        found = []
-        for _, block in [(name, module) for part in self._parts for name, module in self.stacks()[part]]:
-            norm: Any = getattr(block, "layer_norm2", None) or getattr(block, "post_attention_layernorm", None)
-            mlp: Any = getattr(block, "mlp", None)
-            if norm is not None and mlp is not None:
-                found.append((norm, mlp, next(part.in_features for part in mlp.modules() if isinstance(part, nn.Linear))))
-        return found
+        blocks = [block for part in self._parts for _, block in self.stacks()[part]]
+        return [found for block in blocks if (found := mlp_of(block))]
 
-    def fresh(self) -> list[tuple[str, nn.Parameter]]:
-        """Parameters that nothing was trained on before the stream."""
-        return []
-
-    def thaw(self) -> None:
-        """Everything trains that full fine-tuning trains."""
-        self.model.requires_grad_()
-
-    # Training.
-
-    @abstractmethod
-    def batches(self, task: int, step: int) -> Iterator[Batch]:
-        """Training batches of a task without end, as after `step` of them."""
-
-    def optimizer(self, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, LRScheduler, float]:
-        """An optimizer with its schedule over the steps of a task, and the norm that gradients are clipped to: lerobot's, here AdamW."""
-        from lerobot.optim.optimizers import AdamWConfig
-        from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
-
-        train = self.config.train
-        optimizer = AdamWConfig(lr=train.lr, weight_decay=0.0).build(parameters)
-        schedule = CosineDecayWithWarmupSchedulerConfig(train.warmup_steps, train.steps, train.lr, 0.0)
-        return optimizer, schedule.build(optimizer, train.steps), 1.0
-
-    @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """The task's loss on a batch."""
+    # Batches beside the training ones.
 
     @abstractmethod
     def probe(self, task: int) -> Batch:
@@ -130,13 +165,6 @@ class Learner(ABC):
     @abstractmethod
     def remembered(self, task: int, samples: int, count: int, number: int) -> Batch:
         """`count` of the first `samples` training samples of a task; draw `number` is the same whenever it is made."""
-
-    def scales(self) -> Any:
-        """What of the training data every later use of the model needs, as JSON: what its inputs and outputs are scaled by."""
-        return None
-
-    def rescale(self, scales: Any) -> None:  # noqa: B027
-        """Use `scales` of an earlier time, whatever the data are now."""
 
     # Telling tasks apart.
 
@@ -162,14 +190,8 @@ class Learner(ABC):
         """The picture that each test sample of a task (`NONE`: of no task) is about; None where no two are about the same."""
         return None
 
-    def film(self, deployed: Deployed, folder: Path) -> None:  # noqa: B027
+    def film(self, deployed: Deployed, folder: Path) -> None:
         """Videos of the model in its world, where it has one."""
-
-    # Keeping.
-
-    @abstractmethod
-    def save(self, folder: Path, final: Path) -> None:
-        """The model as its library saves it, into `folder`, which will be `final`; it must be a stock one (`Strategy.as_stock`)."""
 
 
 def no_padding(present: Tensor) -> Tensor | None:
@@ -192,8 +214,3 @@ def draws(count: int, batch_size: int, seed: int, task: int, step: int) -> Itera
 def redraws(samples: int, count: int, seed: int, number: int) -> Tensor:
     """`count` row numbers below `samples`, with replacement."""
     return torch.randint(samples, (count,), generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
-
-
-def part_blocks(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
-    """The modules whose full name matches, in order."""
-    return [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]

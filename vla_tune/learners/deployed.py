@@ -12,34 +12,34 @@ from torch import Tensor
 from vla_tune.experts.tasks import NONE
 
 if TYPE_CHECKING:
-    from vla_tune.experts.tasks import TaskRouter
-    from vla_tune.methods.continual import Strategy, Tasks
+    from vla_tune.methods.base import Method
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A strategy and its router of tasks as they stand.
+    """A method as it stands, and how its router tells tasks apart.
 
     how: `sample` decides for every sample alone; `batch` once for all that are seen together, as published selectors do (of pictures
         a whole test set, of questions `vqa.batch_size`, of a robot the calls of `rollout.parallel` worlds); `given` takes the number
         `task`, the upper bound that an oracle would reach.
     """
 
-    strategy: Strategy
-    router: TaskRouter
+    method: Method
     how: str = "sample"
     task: int | None = None
 
     def tasks(self, features: Tensor) -> Tensor | None:
-        """The tasks of samples by the frozen model's features `[n, d]`; None where the strategy treats all alike."""
-        if not self.strategy.routes:
+        """The tasks of samples by the frozen model's features `[n, d]`; None where the method treats all alike."""
+        if not self.method.routes:
             return None
+        router = self.method.router
+        assert router is not None
         if self.how == "given":
-            known = self.task is not None and self.task in self.router.sums
+            known = self.task is not None and self.task in router.sums
             return features.new_full((len(features),), self.task if known and self.task is not None else NONE).long()
-        if not self.router.sums:
+        if not router.sums:
             return features.new_full((len(features),), NONE).long()
-        return (self.router.assign if self.how == "sample" else self.router.assign_batch)(features)
+        return (router.assign if self.how == "sample" else router.assign_batch)(features)
 
     def around[T](
         self, see: Callable[[T], Tensor], taken: list[Tensor], pictures: Callable[[T], Tensor | None] = lambda _: None
@@ -50,7 +50,7 @@ class Deployed:
         """
 
         def context(inputs: T) -> AbstractContextManager[None]:
-            if not self.strategy.routes:
+            if not self.method.routes:
                 return self.routed(None)
             with self.routed(None):
                 features = see(inputs)
@@ -61,6 +61,6 @@ class Deployed:
 
         return context
 
-    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
+    def routed(self, tasks: int | Tensor | None, pictures: Tensor | None = None) -> AbstractContextManager[None]:
         """Forward passes in here are those of these tasks."""
-        return self.strategy.routed(tasks, pictures)
+        return self.method.routed(tasks, pictures)

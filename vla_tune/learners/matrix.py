@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vla_tune.console import progress
-from vla_tune.engine.stream import AFTER, done
+from vla_tune.engine import after as states
 from vla_tune.experts.tasks import NONE
 from vla_tune.geometry.continual import average, last, summary, transfer
 from vla_tune.learners.deployed import Deployed
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vla_tune.artifacts.eval_cache import CellStore, Scores
-    from vla_tune.engine.stream import Stream
+    from vla_tune.methods.base import Method
 
 HOW = ("sample", "batch", "given")
 """How samples are told apart by task; figures are those of the first, the others stand beside it (`Deployed`)."""
@@ -45,35 +45,36 @@ class Cell:
         return self.about or [str(number) for number in range(len(self.scores))]
 
 
-def measure(stream: Stream, folder: Path, store: CellStore, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[Cell]]:
+def measure(method: Method, folder: Path, store: CellStore, *, tasks: bool, later: bool, reference: bool) -> dict[str, list[Cell]]:
     """The cells of the matrix, by how samples are told apart; those of the model that the stream started from as `start`.
 
     store: takes each cell as soon as it is scored.
     tasks: whether these are scored at all. later: also before they are learnt.
     reference: whether the samples that belong to no task are scored, before and after the stream, as the cells `reference`.
     """
-    columns = list(range(len(stream.learner.tasks))) if tasks else []
-    rows = done(folder)
-    ways = HOW if stream.strategy.routes else HOW[:1]
+    learner: Any = method.learner
+    columns = list(range(len(learner.tasks))) if tasks else []
+    rows = states.done(folder)
+    ways = HOW if method.routes else HOW[:1]
     cells: dict[str, list[Cell]] = {how: [] for how in ways}
 
-    about = functools.cache(stream.learner.images)
+    about = functools.cache(learner.images)
 
     def score(after: int, task: int, how: str = HOW[0]) -> Cell:
         name = f"{'start' if after < 0 else after}-{task}-{how}"
-        found = store.scored(name, lambda: stream.learner.score(task, _at(stream, how, task)))
+        found = store.scored(name, lambda: learner.score(task, Deployed(method, how, task)))
         assert found is not None
         return Cell(after, task, *found, about(task))
 
     def score_reference(row: str) -> Scores | None:
-        return store.scored(f"{row}-reference", lambda: stream.learner.score_reference(_at(stream))) if reference else None
+        return store.scored(f"{row}-reference", lambda: learner.score_reference(Deployed(method))) if reference else None
 
     cells["start"] = [score(-1, task) for task in columns] if later else []
     before = score_reference("start")
     total = sum(1 for after in range(rows) for task in columns if later or task <= after)
     with progress("tasks after tasks", total, "cells") as counter:
         for after in range(rows):
-            stream.restore(folder / AFTER, str(after))
+            states.restore(folder, after, method)
             for task in columns:
                 if not later and task > after:
                     continue
@@ -86,10 +87,6 @@ def measure(stream: Stream, folder: Path, store: CellStore, *, tasks: bool, late
     if before is not None and (now := score_reference(str(rows - 1))) is not None:
         cells["reference"] = [Cell(-1, NONE, *before, about(NONE)), Cell(rows - 1, NONE, *now, about(NONE))]
     return cells
-
-
-def _at(stream: Stream, how: str = "sample", task: int | None = None) -> Deployed:
-    return Deployed(stream.strategy, stream.router, how, task)
 
 
 def matrix_of(cells: list[Cell], rows: int, columns: list[int]) -> Tensor:
@@ -167,7 +164,7 @@ def _with_intervals(cells: list[Cell], tasks: list[int], resamples: int, seed: i
 
 def parameters(folder: Path) -> dict[str, Any]:
     """What each task trained and what the model has grown by, from the records of a stream."""
-    records = [json.loads((folder / AFTER / f"{task}.json").read_text())["record"] for task in range(done(folder))]
+    records = [json.loads((folder / states.FOLDER / f"{task}.json").read_text())["record"] for task in range(states.done(folder))]
     trainable = [record["trainable"] for record in records]
     added = [sum(record["added"].values()) for record in records]
     return {

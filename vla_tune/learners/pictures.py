@@ -17,8 +17,9 @@ from vla_tune.data.labelled_images import LabelledImages, labelled_images
 from vla_tune.data.manifests import in_folder
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE, side_by_side
-from vla_tune.learners.base import Learner, draws, no_padding, part_blocks, redraws
+from vla_tune.learners.base import StreamLearner, draws, no_padding, redraws
 from vla_tune.learners.patches import patch_responses
+from vla_tune.vlm.parts import part_blocks
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -65,7 +66,7 @@ class Pixels:
         return "of one row"
 
 
-class Pictures(Learner):
+class Pictures(StreamLearner):
     """A CLIP, its two towers; a batch is `(task, pixels [batch, 3, height, width], labels [batch])`."""
 
     model: Any
@@ -73,8 +74,8 @@ class Pictures(Learner):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.model, self.processor = load_clip(self.base, config.device)
-        self.device = torch.device(config.device)
+        self.model, self.processor = load_clip(self.base, self.config.device)
+        self.device = torch.device(self.config.device)
         self._sets = [
             {split: labelled_images(in_folder(config.stream.folder, task.manifest), split) for split in ("train", "test")}
             for task in config.stream.tasks
@@ -103,6 +104,16 @@ class Pictures(Learner):
         self.counted = no_padding(prompts["attention_mask"])
         logits = self.model(pixel_values=pixels.to(self.device), **prompts).logits_per_image
         return F.cross_entropy(logits, labels.to(self.device), label_smoothing=SMOOTHING)
+
+    def count(self, batch: tuple[int, Tensor, Tensor]) -> int:
+        return len(batch[2])
+
+    def size(self, batch: tuple[int, Tensor, Tensor]) -> int:
+        return len(batch[2])
+
+    def rows(self, batch: tuple[int, Tensor, Tensor], rows: slice) -> tuple[int, Tensor, Tensor]:
+        task, pixels, labels = batch
+        return task, pixels[rows], labels[rows]
 
     def probe(self, task: int) -> tuple[int, Tensor, Tensor]:
         rows = torch.arange(min(PROBE, len(self._labels(task, "train"))))
@@ -140,14 +151,14 @@ class Pictures(Learner):
     # Scoring.
 
     def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
-        features = self._test_features(task) if deployed.strategy.routes else None
+        features = self._test_features(task) if deployed.method.routes else None
         return self._score(self._sets[task]["test"], self._pixels(task, "test"), self._labels(task, "test"), features, deployed)
 
     def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None] | None:
         known = self._reference_test
         if known is None:
             return None
-        features = self._reference_features if deployed.strategy.routes else None
+        features = self._reference_features if deployed.method.routes else None
         return self._score(known, self._reference_pixels, self._reference_labels, features, deployed)
 
     @torch.no_grad()
@@ -242,7 +253,7 @@ def load_clip(source: str, device: str) -> tuple[Any, Any]:
     """
     from transformers import AutoConfig, CLIPModel, CLIPProcessor
 
-    from vla_tune.policies.loading import quiet
+    from vla_tune.vlm.loading import quiet
 
     try:
         with quiet():

@@ -1,234 +1,50 @@
-"""Streams of a robot's tasks on a VLA: each task some demonstrations of one dataset, scored in closed loop."""
+"""A lerobot policy on its own: its forward pass, what trains in it, and lerobot's optimizer for it."""
 
 from __future__ import annotations
 
-import functools
-import itertools
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from vla_tune.engine.loop import as_floats
-from vla_tune.engine.setup import (
-    episode_frames,
-    frames_loader,
-    in_memory,
-    loader_of,
-    make_processors,
-    make_start,
-    preset_optimizer,
-)
-from vla_tune.errors import UserError
-from vla_tune.experts.tasks import NONE
-from vla_tune.learners.answers import pooled, question_features, score_questions
-from vla_tune.learners.base import Learner, no_padding, part_blocks, redraws
-from vla_tune.learners.questions import TEXT, VISION
+from vla_tune.learners.base import Learner
 from vla_tune.policies import adapt
-from vla_tune.policies.loading import grafted_vlm, load_vlm, save_policy, save_vlm, set_action_steps, whole_vlm
-from vla_tune.simulators.actor import Actor, check_fits, trained_size
-from vla_tune.simulators.base import simulator_of, tasks_of
-from vla_tune.simulators.episodes import Episode, check_plan, plan
-from vla_tune.simulators.players import player_maker
-from vla_tune.simulators.runner import Runner
-from vla_tune.simulators.videos import write_video
-from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:
-    from vla_tune.config import Config
-    from vla_tune.learners.deployed import Deployed
+    import torch
+    from lerobot.policies.pretrained import PreTrainedPolicy
+
+    from vla_tune.policies.base import PolicyAdapter
 
 
-class Robot(Learner):
-    """A policy; a batch is what its `forward` takes. What belongs to no task: the questions of `vqa.manifest`, the base ability.
+class PolicyLearner(Learner):
+    """A policy; a batch is what its forward pass takes."""
 
-    Raises:
-        UserError: a task has no demonstrations, or no world of the simulator, or cannot be scored as `rollout` says.
+    model: PreTrainedPolicy
+    adapter: PolicyAdapter
 
-    """
-
-    known_parts: ClassVar[tuple[str, ...]] = ("text", "vision", "expert")
-
-    def __init__(self, config: Config) -> None:
-        self.start = make_start(config)
-        self._stats = self.start.dataset.meta.stats
-        super().__init__(config, self.start.base_vlm)
-        self.model = self.start.policy.eval()
-        self.adapter = adapt(self.start.policy)
-        self.vlm = whole_vlm(self.start.policy, self.base)
-        self.vlm_prefix = self.adapter.vlm_prefix
-        self.simulator = simulator_of([name for task in config.stream.tasks for name in task.tasks])
-        self.worlds = [tasks_of(self.simulator, task.tasks) for task in config.stream.tasks]
-        check_fits(self.start.policy, self.start.processors[0], self.simulator)
-        for own in self.worlds:
-            check_plan(config.rollout, self.simulator, own)
-        self._episodes = [self._demonstrations(number) for number in range(len(self.tasks))]
-
-    def _demonstrations(self, task: int) -> list[int]:
-        """The episodes that a task learns from."""
-        settings = self.config.stream.tasks[task]
-        told = set(settings.instructions or [self.simulator.instruction(world) for world in self.worlds[task]])
-        meta = self.start.dataset.meta
-        own = [number for number, texts in enumerate(meta.episodes["tasks"]) if told & set(texts)]
-        if not own:
-            known = ", ".join(f"'{text}'" for text in list(meta.tasks.index)[:12])
-            raise UserError(
-                f"stream.tasks: '{settings.name}' has no demonstrations with the instruction {' or '.join(map(repr, sorted(told)))}; "
-                f"set its instructions to some of the dataset's: {known}"
-            )
-        return own
-
-    # Places.
-
-    def stacks(self) -> dict[str, list[tuple[str, nn.Module]]]:
-        prefix = self.adapter.vlm_prefix.replace(".", r"\.")
-        inside = {id(module) for part in (self.adapter.vlm, self.adapter.expert) for module in part.modules()}
-        layers = self.adapter.expert_layers()
-        blocks = [(name, module) for name, module in self.model.named_modules() if module in layers]
-        rest = [(name, module) for name, module in self.model.named_modules() if isinstance(module, nn.Linear) and id(module) not in inside]
-        return {
-            "text": part_blocks(self.model, prefix + TEXT),
-            "vision": part_blocks(self.model, prefix + VISION),
-            "expert": blocks + rest,
-        }
-
-    def fresh(self) -> list[tuple[str, nn.Parameter]]:
-        """A new policy's action expert."""
-        if self.config.policy.path:
-            return []
-        return [(name, p) for group, ps in self.adapter.groups().items() if not group.startswith("vlm.") for name, p in ps.items()]
+    def __init__(self, policy: PreTrainedPolicy) -> None:
+        self.model, self.adapter = policy, adapt(policy)
 
     def thaw(self) -> None:
         self.adapter.freeze_as_configured()
 
-    # Training.
-
-    def optimizer(self, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Any, float]:
-        """The policy's own presets, as in training without a stream."""
-        return preset_optimizer(self.config, self.start.policy, [{"params": parameters}])
-
-    def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:
-        from lerobot.utils.utils import cycle
-
-        loader = loader_of(self.config, self.start.dataset, self._episodes[task], step)
-        for batch in cycle(loader):
-            yield self._processed(batch)
-
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        def note(present: Tensor, *_: Tensor) -> None:
-            self.counted = no_padding(present)
-
-        self.model.train()
-        try:
-            with self.adapter.embedded(note):
-                loss: Tensor = self.start.policy.forward(batch)[0]
-        finally:
-            self.model.eval()
+        loss: Tensor = self.model(batch)[0]
         return loss
 
-    def probe(self, task: int) -> dict[str, Any]:
-        return self._processed(next(iter(loader_of(self.config, self.start.dataset, self._episodes[task], 0))))
+    def optimizer(self, groups: list[dict[str, Any]]) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, float]:
+        """lerobot's optimizer and schedule presets of the policy with our steps, warm-up and rate; and its clipping norm."""
+        train = self.config.train
+        preset = self.model.config.get_optimizer_preset()
+        schedule = self.model.config.get_scheduler_preset()
+        floor = schedule.decay_lr / schedule.peak_lr
+        schedule = dataclasses.replace(
+            schedule, peak_lr=train.lr, decay_lr=floor * train.lr, num_warmup_steps=train.warmup_steps, num_decay_steps=train.steps
+        )
+        optimizer = dataclasses.replace(preset, lr=train.lr).build(groups)
+        return optimizer, schedule.build(optimizer, train.steps), preset.grad_clip_norm
 
-    def remembered(self, task: int, samples: int, count: int, number: int) -> dict[str, Any]:
-        """Of `samples` frames spread evenly over a task's demonstrations."""
-        frames = episode_frames(self.start.dataset, self._episodes[task])
-        kept = min(samples, len(frames))
-        rows = [frames[row * len(frames) // kept] for row in redraws(kept, count, self.config.seed, number).tolist()]
-        return self._processed(next(iter(frames_loader(in_memory(self.start.dataset, self.config.data.cache_mb), rows, count))))
-
-    def _processed(self, batch: dict[str, Any]) -> dict[str, Any]:
-        processed: dict[str, Any] = self.start.processors[0](as_floats(batch))
-        return processed
-
-    def scales(self) -> dict[str, Any]:
-        """The dataset's statistics; with new demonstrations in it they are others, and earlier tasks go by the old ones."""
-        from lerobot.datasets.utils import serialize_dict
-
-        scales: dict[str, Any] = serialize_dict(self._stats)
-        return scales
-
-    def rescale(self, scales: Any) -> None:
-        from lerobot.datasets.io_utils import cast_stats_to_numpy
-
-        if scales != self.scales():
-            self._stats = cast_stats_to_numpy(scales)
-            self.start.processors = make_processors(self.config, self.start.policy, self._stats)
-
-    # Telling tasks apart.
-
-    def task_features(self, task: int) -> Tensor:
-        frames = len(episode_frames(self.start.dataset, self._episodes[task]))
-        count = -(-min(frames, self.config.stream.router_samples) // self.config.train.batch_size)
-        return torch.cat([self.batch_features(batch) for batch in itertools.islice(self.batches(task, 0), count)])
-
-    @torch.no_grad()
-    def batch_features(self, batch: dict[str, Any]) -> Tensor:
-        """How the policy as it routes now sees a batch's pictures and instructions, `[batch, 6 * d]`."""
-        taps = self.adapter.batch_prefix(batch)
-        assert taps.mask is not None
-        return pooled(taps.states, taps.mask)
-
-    def reference_features(self) -> Tensor:
-        questions = vqa_questions(self.config.vqa.manifest, "anchor")
-        looked_at = questions.select(range(min(self.config.stream.router_samples, len(questions))))
-        return question_features(self.vlm, self.processor, looked_at, self.config.vqa.batch_size, self.depth)
-
-    @property
-    def depth(self) -> int:
-        """How many of the VLM's blocks the policy has."""
-        return len(self.adapter.layers())
-
-    @functools.cached_property
-    def processor(self) -> Any:
-        """The base VLM's."""
-        return load_vlm(self.base)[1]
-
-    # Scoring.
-
-    def score(self, task: int, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
-        episodes, taken = self.run_episodes(task, deployed, self.config.rollout.episodes)
-        return torch.tensor([episode.success for episode in episodes]).double(), taken
-
-    def score_reference(self, deployed: Deployed) -> tuple[Tensor, Tensor | None]:
-        """The questions of `vqa.manifest` to the policy's VLM."""
-        vqa = self.config.vqa
-        questions = vqa_questions(vqa.manifest, "test", vqa.questions)
-        settings = {"batch_size": vqa.batch_size, "max_new_tokens": vqa.max_new_tokens}
-        marks, _, tasks = score_questions(self.vlm, self.processor, vqa.manifest, questions, deployed, settings, self.depth)
-        return marks, tasks
-
-    def images(self, task: int) -> list[str] | None:
-        return list(vqa_questions(self.config.vqa.manifest, "test", self.config.vqa.questions)["image_id"]) if task == NONE else None
-
-    def film(self, deployed: Deployed, folder: Path) -> None:
-        """The first of each task's episodes once more, as `rollout.videos` videos in all."""
-        videos = self.config.rollout.videos
-        shutil.rmtree(folder, ignore_errors=True)  # an evaluation that was interrupted here may have been of another training
-        for task, name in enumerate(self.tasks[:videos]):
-            folder.mkdir(exist_ok=True)
-            for episode in self.run_episodes(task, deployed, len(range(task, videos, len(self.tasks))), filmed=True)[0]:
-                write_video(folder / f"{name}-{episode.video}", episode.frames)
-
-    def run_episodes(self, task: int, deployed: Deployed, count: int, *, filmed: bool = False) -> tuple[list[Episode], Tensor | None]:
-        """The first `count` episodes of a task, each call's task told from what the policy sees; and what calls were taken for."""
-        settings, taken = self.config.rollout, list[Tensor]()
-        policy = self.start.policy
-        set_action_steps(policy.config, settings.n_action_steps)
-        size = settings.image_size or trained_size(policy, self.start.processors[0], self.simulator)
-        worlds = {one: self.simulator.instruction(one) for one in self.worlds[task]}
-        episodes = plan(worlds, count, settings.first_seed, count if filmed else 0)
-        actor = Actor(policy, self.start.processors, self.simulator.processor(), deployed.around(self.batch_features, taken))
-
-        make_player = player_maker(self.simulator, size, settings.step_limit)
-        Runner(actor, make_player, parallel=settings.parallel, apart=settings.processes).run(episodes, lambda _: None)
-        return episodes, torch.cat(taken) if taken else None
-
-    # Keeping.
-
-    def save(self, folder: Path, final: Path) -> None:
-        vlm, processor = grafted_vlm(self.start.policy, self.base)
-        save_vlm(vlm, processor, folder / "vlm")
-        save_policy(self.start.policy, self.start.processors, folder / "policy", str(final.resolve() / "vlm"))
+    def new_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Those of a new policy's action expert."""
+        return [(name, p) for group, ps in self.adapter.groups().items() if not group.startswith("vlm.") for name, p in ps.items()]

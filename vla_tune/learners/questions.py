@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from vla_tune.data.manifests import in_folder
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import question_features, score_questions
-from vla_tune.learners.base import Learner, draws, no_padding, part_blocks, redraws
-from vla_tune.policies.loading import load_vlm, save_vlm
-from vla_tune.vqa.batches import answer_loss, answered_inputs
+from vla_tune.learners.base import StreamLearner, draws, no_padding, redraws
+from vla_tune.vlm.batches import answer_loss, answer_tokens, answered_inputs
+from vla_tune.vlm.loading import load_vlm, save_vlm
+from vla_tune.vlm.parts import TEXT, VISION, part_blocks
 from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
 
 PROBE = 32
 """Questions that routers are looked at on."""
-TEXT = r"model\.(text_model|language_model)\.layers\.\d+"
-VISION = r"model\.(vision_model|vision_tower(\.vision_model)?)\.encoder\.layers\.\d+"
 
 
-class Questions(Learner):
+class Questions(StreamLearner):
     """A VLM; a batch is what its forward takes, labels included. What belongs to no task: the questions of `stream.reference`."""
 
     writes = True
@@ -39,7 +38,7 @@ class Questions(Learner):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.model, self.processor = load_vlm(self.base)
-        nn.Module.to(self.model, config.device)
+        nn.Module.to(self.model, self.config.device)
         self._manifests = [in_folder(config.stream.folder, task.manifest) for task in config.stream.tasks if task.manifest]
         self._reference = in_folder(config.stream.folder, config.stream.reference) if config.stream.reference else None
         for task, _ in enumerate(self.tasks):
@@ -57,6 +56,9 @@ class Questions(Learner):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         self.counted = no_padding(batch["attention_mask"])
         return answer_loss(self.model, batch)  # type: ignore[arg-type]
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return answer_tokens(batch)
 
     def probe(self, task: int) -> dict[str, Tensor]:
         known = self._questions(task)

@@ -1,58 +1,22 @@
-"""Fine-tuning methods, one a file; `make_method` is how a training loop gets one."""
+"""Methods, one a file: what trains, which losses a step has, and what becomes of their gradients."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vla_tune.anchors.artifact import Anchor, check_compatible, load_anchor
-from vla_tune.config import METHODS, STRATEGIES, MethodConfig
 from vla_tune.errors import UserError, nearest
-from vla_tune.methods.registry import class_named
+from vla_tune.methods.options import STREAM_METHODS, TASK_METHODS
 
 if TYPE_CHECKING:
-    from lerobot.policies.pretrained import PreTrainedPolicy
-
     from vla_tune.methods.base import Method
-    from vla_tune.methods.continual import Strategy
-    from vla_tune.vqa.batches import Memory
 
-__all__ = ["load_anchor", "make_method"]
-
-
-def make_method(
-    name: str,
-    policy: PreTrainedPolicy,
-    *,
-    anchor: Anchor | None = None,
-    settings: MethodConfig | None = None,
-    memory: Memory | None = None,
-) -> Method:
-    """Prepare a policy for a method, in place.
-
-    Args:
-        name: one of `vla_tune.config.METHODS`.
-        policy: a stock lerobot policy with an adapter.
-        anchor: from `load_anchor`; checked against the policy's VLM.
-        settings: the method's options; default: those of `MethodConfig`.
-        memory: VQA questions with answers, for the methods that go on reading them.
-
-    Raises:
-        UserError: unknown method, no anchor where one is needed, an anchor of another backbone.
-
-    """
-    from vla_tune.policies import adapt
-    from vla_tune.policies.weights import weights_digest
-
-    kind = method_class(name)
-    adapter = adapt(policy)
-    if anchor is not None:
-        backbone = weights_digest(adapter.vlm.state_dict())
-        check_compatible(anchor, layers=len(adapter.layers()), width=adapter.width, backbone=backbone)
-    return kind(policy, settings or MethodConfig(name=name), anchor, memory)
+STREAM_FILES = {"lora": "sequential_lora"}
+"""Where a method of a stream is another than plain training's of the same name."""
 
 
-def method_class(name: str) -> type[Method]:
-    """The class of a method's name.
+def method_class(name: str, *, of_stream: bool = False) -> type[Method]:
+    """The class of a method's name, for plain training or for a stream.
 
     Raises:
         UserError: unknown method.
@@ -60,24 +24,9 @@ def method_class(name: str) -> type[Method]:
     """
     from vla_tune.methods.base import Method
 
-    if name not in METHODS:
-        raise UserError(f"method.name={name}: unknown method; {nearest(name, list(METHODS))}")
-    return class_named("vla_tune.methods", name, Method)  # type: ignore[type-abstract]
-
-
-STREAM_FILES = {"full": "sequential", "lora": "sequential_lora"}
-"""Strategies whose file is not called by their name."""
-
-
-def strategy_class(name: str) -> type[Strategy]:
-    """The class of a strategy's name.
-
-    Raises:
-        UserError: unknown strategy.
-
-    """
-    from vla_tune.methods.continual import Strategy
-
-    if name not in STRATEGIES:
-        raise UserError(f"method.name={name}: a stream is learnt by one of {', '.join(STRATEGIES)}; {nearest(name, list(STRATEGIES))}")
-    return class_named("vla_tune.methods", name, Strategy, STREAM_FILES.get(name, name))  # type: ignore[type-abstract]
+    names = STREAM_METHODS if of_stream else TASK_METHODS
+    if name not in names:
+        raise UserError(f"method.name={name}: unknown method; {nearest(name, list(names))}")
+    file = STREAM_FILES.get(name, name) if of_stream else name
+    found = vars(import_module(f"vla_tune.methods.{file}")).values()
+    return next(one for one in found if isinstance(one, type) and issubclass(one, Method) and vars(one).get("name") == name)

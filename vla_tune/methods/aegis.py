@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_tune.console import say
 from vla_tune.errors import UserError
-from vla_tune.geometry.gaussian import anchor_distances, sample_tokens
+from vla_tune.geometry.gaussian import BatchSums, anchor_distances, sample_tokens
 from vla_tune.geometry.projection import remove_conflict, remove_conflict_each
-from vla_tune.methods.base import Gradients, Method
-from vla_tune.policies.base import Taps
+from vla_tune.methods.base import WHOLE, Gradients, Method, Parameters, Term, filled
+from vla_tune.vlm.parts import Taps
 
 _PULL = "pull."
 """What the names of the penalty's kept gradient start with in a checkpoint."""
@@ -35,7 +35,7 @@ class Aegis(Method):
         self._statistics = self._chosen_statistics()
         self._pull: Gradients = {}  # the penalty's gradient
         groups = self.adapter.groups()
-        self._layers: dict[int, dict[str, nn.Parameter]] = {}
+        self._layers: dict[int, Parameters] = {}
         frozen = []
         for layer in range(len(self.adapter.layers())):
             trained = {name: p for name, p in groups[f"vlm.layers.{layer}"].items() if p.requires_grad}
@@ -43,58 +43,66 @@ class Aegis(Method):
                 self._layers[layer] = trained
             else:
                 frozen.append(str(layer))
+        self._blocks = {name: p for layer in self._layers.values() for name, p in layer.items()}
         if frozen:
             say(f"aegis: layer {', '.join(frozen)} of the VLM is frozen by lerobot; it has no task gradient and is not projected")
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
         with self.adapter.taps() as taps:
-            loss, _ = self.policy.forward(batch)
+            task = super().terms(batch)
         fresh = self.steps % self.options.every == 0
         with torch.set_grad_enabled(fresh):
             penalty = self._penalty(taps)
-        self._drift = [w2.item() for w2 in penalty]
         if not fresh:
-            return {"task": loss}
-        if self.options.local:
-            return {"task": loss, **{f"anchor.{layer}": penalty[layer] for layer in self._layers}}
-        return {"task": loss, "anchor": torch.stack(penalty).sum()}
+            return task
+        mean = self.part == WHOLE
+        if self.options.local:  # a block's own parameters reach its output through the block alone: autograd goes no further down for them
+            own = self._layers.items()
+            return {**task, **{f"anchor.{layer}": Term(penalty[layer], into=ps, apart=True, mean=mean) for layer, ps in own}}
+        return {**task, "anchor": Term(torch.stack(penalty).sum(), into=self._blocks, apart=True, mean=mean)}
 
-    def combined_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for layer in self._layers.values() for name, p in layer.items()}
+    def survey(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        """The penalty is a statistic of the whole batch: the prefix is passed once more, to gather it."""
+        if self.options.samples:
+            raise UserError(
+                "train.accumulate: method.aegis.samples draws tokens of a whole batch, and micro-batches do not hold it; set it to 0"
+            )
+        if self.part.index == 0:
+            self._sums = BatchSums()
+        taps = self.adapter.batch_prefix(batch)
+        self._sums.add(taps.states, taps.counted(self.options.tokens))
+        return super().survey(batch)
 
-    def reached_by(self, loss: str) -> dict[str, nn.Parameter]:
-        """A block's own parameters reach its output through the block alone: autograd goes no further down for them."""
-        return self._layers[int(loss.removeprefix("anchor."))] if self.options.local else self.combined_parameters()
-
-    def combine(self, gradients: dict[str, Gradients]) -> dict[str, list[Any]]:
+    def combine(self, gradients: dict[str, Gradients]) -> None:
         """Project the task gradient, or keep the penalty's for `update`. Drift is the penalty / width."""
-        fresh = {name: g for loss, part in gradients.items() if loss != "task" for name, g in part.items()}
-        self._pull = fresh or self._pull
-        drift = {"drift": [w2 / self.adapter.width for w2 in self._drift]}
-        return drift if self.options.project == "update" else {**self._project(gradients["task"]), **drift}
+        task = filled(self._blocks)
+        self._pull = {name: g for part in gradients.values() for name, g in part.items()} or self._pull
+        self.diagnostics = {} if self.options.project == "update" else self._project(task)
+        self.diagnostics["drift"] = [w2 / self.adapter.width for w2 in self._drift]
 
-    def update(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer's step, which where updates are projected loses what raises the penalty to first order."""
-        if self.options.project == "gradient":
-            super().update(optimizer)
-            return
-        trained = self.combined_parameters()
-        before = {name: p.detach().clone() for name, p in trained.items()}
-        super().update(optimizer)
-        with torch.no_grad():
-            descent = {name: before[name] - p for name, p in trained.items()}
+    def before_update(self) -> None:
+        if self.options.project == "update":
+            self._before = {name: p.detach().clone() for name, p in self._blocks.items()}
+
+    @torch.no_grad()
+    def after_update(self) -> bool:
+        """Where updates are projected, the optimizer's change loses what raises the penalty to first order."""
+        if self.options.project == "update":
+            before = self._before
+            descent = {name: before[name] - p for name, p in self._blocks.items()}
             self.diagnostics |= self._project(descent)
-            for name, p in trained.items():
+            for name, p in self._blocks.items():
                 p.add_(before[name] - p - descent[name])  # adds exact zeros where nothing was projected
+            self._before = {}
+        return False
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**super().state_dict(), **{f"{_PULL}{name}": g for name, g in self._pull.items()}}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        trained = self.combined_parameters()
+    def load_state_dict(self, state: dict[str, Tensor], note: str = "{}") -> None:
         kept = {name.removeprefix(_PULL): g for name, g in state.items() if name.startswith(_PULL)}
-        self._pull = {name: g.to(trained[name].device) for name, g in kept.items()}
-        super().load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(_PULL)})
+        self._pull = {name: g.to(self._blocks[name].device) for name, g in kept.items()}
+        super().load_state_dict(state, note)
 
     def _chosen_statistics(self) -> list[tuple[Tensor, Tensor]]:
         """Mean and deviation to stay at, block by block."""
@@ -114,11 +122,17 @@ class Aegis(Method):
         return list(zip(anchor.robot_mean, anchor.robot_std, strict=True))
 
     def _penalty(self, taps: Taps) -> list[Tensor]:
-        """Of each block, the squared distance of this batch's tokens to the anchor."""
+        """Of each block, the squared distance of this batch's tokens to the anchor; of a micro-batch, its part in that."""
         mask = taps.counted(self.options.tokens)
+        if self.part != WHOLE:
+            whole, parts = self._sums.distances(taps.states, mask, self._statistics, whiten=self.options.whiten)
+            self._drift = whole
+            return parts
         if self.options.samples:
             mask = sample_tokens(mask, self.options.samples, seed=self.steps)
-        return anchor_distances(taps.states, mask, self._statistics, whiten=self.options.whiten)
+        penalty = anchor_distances(taps.states, mask, self._statistics, whiten=self.options.whiten)
+        self._drift = [w2.detach() for w2 in penalty]
+        return penalty
 
     def _project(self, descent: Gradients) -> dict[str, list[Any]]:
         """Take the conflict with the penalty's gradient out of `descent`, in place; diagnostics hold None for a frozen block."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_tune.geometry.projection import remove_conflict
-from vla_tune.methods.base import Gradients, Method
-from vla_tune.vqa.batches import answer_loss
+from vla_tune.methods.answers import Answers
+from vla_tune.methods.base import Gradients, Method, Term, filled
 
 
 class AGEM(Method):
@@ -21,17 +21,19 @@ class AGEM(Method):
         self.require_trainable_vlm()
         self.require_answers()
         self.require_questions(self.settings.agem.samples)
+        self._vlm = self.trained("vlm")
+        self._answers = Answers(self)
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
         options = self.settings.agem
-        answers = answer_loss(self.adapter.vlm, self.memory.draw(self.steps, options.batch_size, options.samples))
-        self._answers = answers.item()
-        return {**super().losses(batch), "answers": answers}
+        answers = self._answers.loss(options.batch_size, options.samples)
+        terms = super().terms(batch)
+        return terms if answers is None else {**terms, "answers": Term(answers, into=self._vlm, apart=True, shown=True)}
 
-    def combined_parameters(self) -> dict[str, nn.Parameter]:
-        return self.trained("vlm")
+    def survey(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        options = self.settings.agem
+        return {**super().survey(batch), "answers": self._answers.tokens(options.batch_size, options.samples)}
 
-    def combine(self, gradients: dict[str, Gradients]) -> dict[str, Any]:
-        conflict = remove_conflict(list(gradients["task"].values()), list(gradients["answers"].values()))
-        shown = {"cosine": conflict.cosine, "projected": int(conflict.projected), "energy_shed": conflict.energy_shed}
-        return {"answers": self._answers, **shown}
+    def combine(self, gradients: dict[str, Gradients]) -> None:
+        conflict = remove_conflict(list(filled(self._vlm).values()), list(gradients["answers"].values()))
+        self.diagnostics = {"cosine": conflict.cosine, "projected": int(conflict.projected), "energy_shed": conflict.energy_shed}

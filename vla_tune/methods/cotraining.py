@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vla_tune.methods.base import Method, Summed
-from vla_tune.vqa.batches import answer_loss
+from vla_tune.methods.answers import Answers, share_of
+from vla_tune.methods.base import Summed, Term
 
 
 class Cotraining(Summed):
@@ -20,12 +20,12 @@ class Cotraining(Summed):
         self.require_trainable_vlm()
         self.require_answers()
         self.weight = self.settings.cotraining.weight
+        self._answers = Answers(self)
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {**super().losses(batch), "answers": step_answers(self, batch, self.settings.cotraining.share)}
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
+        task = self.task_loss(batch)
+        answers = self._answers.loss(share_of(self, batch, self.settings.cotraining.share))
+        return self.summed(task) if answers is None else self.summed(task, answers=answers)
 
-
-def step_answers(method: Method, batch: dict[str, Any], share: float) -> Tensor:
-    """The answers' loss on this step's questions: a share of the batch's size, at least one."""
-    count = max(1, round(share * len(batch["action"])))
-    return answer_loss(method.adapter.vlm, method.memory.draw(method.steps, count))
+    def survey(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        return {**super().survey(batch), "answers": self._answers.tokens(share_of(self, batch, self.settings.cotraining.share))}

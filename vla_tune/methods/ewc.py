@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vla_tune.console import progress
 from vla_tune.methods.l2sp import L2SP
-from vla_tune.vqa.batches import answer_loss, answered_inputs
+from vla_tune.vlm.batches import answer_loss, answered_inputs
 
 
 class EWC(L2SP):
@@ -32,7 +32,7 @@ class EWC(L2SP):
         """Over the first questions, one at a time: the square of a batch's mean gradient would not do."""
         trained = self.trained("vlm")
         fisher = {name: torch.zeros_like(p) for name, p in trained.items()}
-        self.policy.eval()
+        self.model.eval()
         with progress("fisher information", samples, "questions") as counter:
             for row in range(samples):
                 loss = answer_loss(self.adapter.vlm, answered_inputs(self.memory.processor, self.memory.questions, [row]))

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from vla_tune.experts.pool import ExpertPool, mean_shares
-from vla_tune.methods.continual import Freezing, Tasks
+from vla_tune.methods.continual import Continual
 
 
-class Experts(Freezing):
+class Experts(Continual):
     """Low-rank experts in the model's linear layers.
 
     In the first task new parts of the model get none: their own weights can learn.
     """
 
     def prepare(self) -> None:
-        super().prepare()
         rank, alpha, top_k = self.shape()
         self.pool = ExpertPool(self.learner.model, self.learner.layers(), rank=rank, scale=alpha / rank, top_k=top_k)
         own = {id(p) for p in self.fresh.values()}
@@ -47,7 +46,7 @@ class Experts(Freezing):
         self.pool.freeze()
         self.train_fresh(on=False)
 
-    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
+    def routed(self, tasks: int | Tensor | None, pictures: Tensor | None = None) -> AbstractContextManager[None]:
         return self.pool.routed(tasks, pictures)
 
     def as_stock(self) -> AbstractContextManager[None]:
@@ -81,7 +80,7 @@ class Experts(Freezing):
     def note(self) -> str:
         return json.dumps({"structure": self.pool.structure()})
 
-    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], note: str = "{}") -> None:
         self.pool.load(state, json.loads(note)["structure"])
         super().load_state_dict(state, note)
 

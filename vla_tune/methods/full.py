@@ -1,4 +1,4 @@
-"""Plain fine-tuning: what lerobot does with a trainable VLM, and what forgets."""
+"""Plain fine-tuning: every weight that the model's own library would train goes on training, on one task or on task after task."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from vla_tune.methods.base import Method
 
 
 class Full(Method):
-    """The task gradient as it is. lerobot's own freezing (last block, final norm, head) stays."""
+    """The task gradient as it is, and what forgets. lerobot's own freezing (last block, final norm, head) stays."""
 
     name: ClassVar[str] = "full"
 
     def prepare(self) -> None:
-        self.require_trainable_vlm()
+        if self.learner.adapter is not None:
+            self.require_trainable_vlm()
+
+    def begin(self, task: int) -> None:
+        self.learner.thaw()
+
+    def resume(self, task: int) -> None:
+        self.begin(task)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """One group; two where the VLM has a learning rate of its own, the VLM's last: the log shows the first one's."""
         scale = self.settings.full.vlm_lr
-        if scale == 1:
+        if scale == 1 or self.learner.adapter is None:
             return super().parameter_groups(lr)
         vlm = list(self.trained("vlm").values())
         inside = {id(parameter) for parameter in vlm}
-        rest = [parameter for parameter in self.policy.get_optim_params() if id(parameter) not in inside]
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in inside]
         return [{"params": rest}, {"params": vlm, "lr": lr * scale}]

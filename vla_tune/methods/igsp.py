@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,11 +21,9 @@ from vla_tune.console import say
 from vla_tune.errors import UserError
 from vla_tune.experts.phases import agreement, kept_slots, new_mass, overlap
 from vla_tune.experts.pool import mean_shares, owner, top_slots
+from vla_tune.methods.base import Term
 from vla_tune.methods.experts import Experts
 from vla_tune.policies.weights import weights_digest
-
-if TYPE_CHECKING:
-    from vla_tune.learners.base import Batch
 
 
 class IGSP(Experts):
@@ -35,9 +33,12 @@ class IGSP(Experts):
 
     def prepare(self) -> None:
         self.own = self.settings.igsp
-        if self.own.check_every > self.own.most * self.steps:
+        steps = self.learner.config.train.steps
+        self._latest = self.own.most * steps
+        """Phase 1 of a task ends before this step."""
+        if self.own.check_every > self._latest:
             raise UserError(
-                f"method.igsp.check_every={self.own.check_every}: phase 1 takes {self.own.most * self.steps:g} of train.steps={self.steps} "
+                f"method.igsp.check_every={self.own.check_every}: phase 1 takes {self._latest:g} of train.steps={steps} "
                 "at most, and its routers would never be looked at; lower it"
             )
         super().prepare()
@@ -51,7 +52,7 @@ class IGSP(Experts):
 
     def grow(self, task: int) -> None:
         self.pool.grow(task, self.own.candidates, self.places(task), old=self._shared(task))
-        self.after_update(task)
+        self._shield(task)
         self.identified[task] = {"agreement": [], "ended": None if self.places(task) else 0, "new": 0, "old": 0, "candidates": 0}
         self._before = None
 
@@ -93,7 +94,7 @@ class IGSP(Experts):
         return {name: InputSide.of(known.inputs[known.reads[layer]], self.own.protect) for name, layer in inside.items()}
 
     @torch.no_grad()
-    def after_update(self, task: int) -> None:
+    def _shield(self, task: int) -> None:
         """A's rows lose what lies in the protected inputs, so B A x is 0 there whatever B is."""
         for name, guard in self.guards.items():
             for one, down in self.pool.layers[name].down.items():
@@ -106,29 +107,29 @@ class IGSP(Experts):
         """Whether a task is in phase 1."""
         return self.identified[task]["ended"] is None
 
-    def loss(self, task: int, batch: Batch) -> Tensor:
-        self.diagnostics = {}
-        if not self.identifying(task):
-            return super().loss(task, batch) + self._overlap(task)
+    def terms(self, batch: Any) -> dict[str, Term]:
+        if not self.identifying(self.task):
+            return {**super().terms(batch), **self._overlap(self.task)}
         with self.watched() as seen:
-            loss = super().loss(task, batch)
+            task = super().terms(batch)
         mass = new_mass([call for calls in seen.values() for call in calls], self.own.candidates)
-        self.diagnostics = {"new_mass": mass.item()}
-        return loss + self.own.price * mass + self._overlap(task)
+        return {**task, "new_mass": Term(mass, self.own.price, shown=True), **self._overlap(self.task)}
 
-    def _overlap(self, task: int) -> Tensor | float:
+    def _overlap(self, task: int) -> dict[str, Term]:
         """The explicit term; without it new experts are held apart from old ones by the structure alone."""
         if not self.own.orthogonal:
-            return 0.0
+            return {}
         terms = []
         for layer in self.pool.layers.values():
             new = [down for name, down in layer.down.items() if owner(name) == task]
             old = [down for name, down in layer.down.items() if owner(name) < task]
             if new and old:
                 terms.append(overlap(new, old))
-        return self.own.orthogonal * torch.stack(terms).sum() if terms else 0.0
+        return {"overlap": Term(torch.stack(terms).sum(), self.own.orthogonal)} if terms else {}
 
-    def after_step(self, task: int, step: int) -> bool:
+    def after_update(self) -> bool:
+        task, step = self.task, self.steps
+        self._shield(task)
         if not self.identifying(task) or step % self.own.check_every:
             return False
         used = self.probed(task)
@@ -138,7 +139,7 @@ class IGSP(Experts):
             found["agreement"].append([step, agreement(self._before, now)])
         self._before = now
         settled = len(found["agreement"]) > 0 and found["agreement"][-1][1] >= self.own.agreement
-        late = step + self.own.check_every > self.own.most * self.steps  # the next look would come after phase 1
+        late = step + self.own.check_every > self._latest  # the next look would come after phase 1
         if not late and (not settled or step < self.own.least):
             return False
         self._decide(task, step, {name: mean_shares(calls) for name, calls in used.items()})
@@ -199,7 +200,7 @@ class IGSP(Experts):
     def note(self) -> str:
         return json.dumps({**json.loads(super().note()), "identified": self.identified})
 
-    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], note: str = "{}") -> None:
         super().load_state_dict(state, note)
         self.identified = {int(task): found for task, found in json.loads(note)["identified"].items()}
         self._before = [state[key] for key in sorted(state) if key.startswith("before:")] or None

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vla_tune.methods.base import Method
-from vla_tune.methods.cotraining import step_answers
-from vla_tune.policies.base import Taps
+from vla_tune.methods.answers import Answers, share_of
+from vla_tune.methods.base import Method, Term
+from vla_tune.vlm.parts import Taps
 
 CLIP = 3.0
 """Normalised actions beyond this many deviations share the outermost bins."""
@@ -31,23 +30,27 @@ class Insulated(Method):
     def prepare(self) -> None:
         self.require_trainable_vlm()
         self.require_answers()
-        config = self.policy.config
+        config: Any = self.adapter.policy.config
         self._shape = (config.chunk_size, config.action_feature.shape[0], self.settings.insulated.bins)
         self.extras["actions"] = nn.Linear(self.adapter.width, math.prod(self._shape)).to(config.device)
+        self._answers = Answers(self)
+        self._expert = {**self.trained("expert"), **self.trained("state_proj")}
+        self._vlm = {**self.trained("vlm"), **{f"extras:{name}": p for name, p in self.extras.named_parameters()}}
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
         with self.adapter.taps() as taps:
-            flow = super().losses(batch)
-        return {**flow, "actions": self._action_loss(taps, batch), "answers": step_answers(self, batch, self.settings.insulated.share)}
+            flow = super().terms(batch)["task"].value
+        options = self.settings.insulated
+        terms = {
+            "task": Term(flow, into=self._expert, shown=True),
+            "actions": Term(self._action_loss(taps, batch), into=self._vlm, shown=True),
+        }
+        answers = self._answers.loss(share_of(self, batch, options.share))
+        return terms if answers is None else {**terms, "answers": Term(answers, options.weight, into=self._vlm, shown=True)}
 
-    def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:
-        losses = self.losses(batch)
-        self.diagnostics = {name: loss.item() for name, loss in losses.items()}
-        expert = {**self.trained("expert"), **self.trained("state_proj")}
-        backward(losses["task"], retain_graph=True, inputs=list(expert.values()))
-        vlm = [*self.trained("vlm").values(), *self.extras.parameters()]
-        backward(losses["actions"] + self.settings.insulated.weight * losses["answers"], inputs=vlm)
-        return losses["task"].detach()
+    def survey(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        answers = self._answers.tokens(share_of(self, batch, self.settings.insulated.share))
+        return {**super().survey(batch), "actions": inside(batch).sum(), "answers": answers}
 
     def _action_loss(self, taps: Taps, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy of the chunk's bins; steps beyond the episode's end do not count."""
@@ -55,8 +58,14 @@ class Insulated(Method):
         last = text.shape[1] - 1 - text.flip(1).int().argmax(1)
         states = taps.states[-1][torch.arange(len(last), device=last.device), last]
         logits = self.extras["actions"](self.adapter.normed(states)).unflatten(1, self._shape)
-        inside = ~batch["action_is_pad"] if "action_is_pad" in batch else torch.ones_like(batch["action"][..., 0], dtype=torch.bool)
-        return cross_entropy(logits[inside].flatten(0, 1), discretised(batch["action"][inside], self._shape[-1]).flatten())
+        bins, counted = discretised(batch["action"], self._shape[-1]), inside(batch)
+        losses = cross_entropy(logits.flatten(0, 2), bins.flatten(), reduction="none").unflatten(0, bins.shape)
+        return torch.where(counted[..., None], losses, 0).sum() / (counted.sum() * bins.shape[-1])
+
+
+def inside(batch: dict[str, Any]) -> Tensor:
+    """Which actions of each chunk `[batch, chunk]` lie in their episode."""
+    return ~batch["action_is_pad"] if "action_is_pad" in batch else torch.ones_like(batch["action"][..., 0], dtype=torch.bool)
 
 
 def discretised(actions: Tensor, bins: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vla_tune.methods.base import Summed
+from vla_tune.methods.base import Summed, Term
 
 
 class L2SP(Summed):
@@ -20,9 +20,9 @@ class L2SP(Summed):
         self.weight = self.settings.l2sp.weight
         self._start = {name: p.detach().clone() for name, p in self.trained("vlm").items()}
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
         squares = [self.squared(name, p - self._start[name]) for name, p in self.trained("vlm").items()]
-        return {**super().losses(batch), "distance": torch.stack(squares).sum() / 2}
+        return self.summed(self.task_loss(batch), distance=torch.stack(squares).sum() / 2)
 
     def squared(self, _name: str, moved: Tensor) -> Tensor:
         """The squared length of what a parameter has moved by."""

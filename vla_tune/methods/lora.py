@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import ClassVar
 
 from vla_tune.methods.base import Method
-
-PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+from vla_tune.vlm.parts import projections_of
 
 
 class LoRA(Method):
@@ -29,7 +27,7 @@ class LoRA(Method):
         self.config = LoraConfig(
             r=self.settings.lora.rank,
             lora_alpha=self.settings.lora.alpha,
-            target_modules=rf"model\.(text|language)_model\.layers\.({'|'.join(map(re.escape, trained))})\..*\.({PROJECTIONS})",
+            target_modules=projections_of(trained),
         )
         inject_adapter_in_model(self.config, self.adapter.vlm)
 

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vla_tune.errors import UserError
 from vla_tune.experts.adapters import AdapterBlock
 from vla_tune.experts.layer import Routing
-from vla_tune.methods.continual import Freezing, Tasks
+from vla_tune.methods.base import Term
+from vla_tune.methods.continual import Continual
 
 
-class MoEAdapters(Freezing):
+class MoEAdapters(Continual):
     """Two experts a task in every block, top-2 routing, freezing by activation."""
 
     name: ClassVar[str] = "moe_adapters"
 
     def prepare(self) -> None:
-        super().prepare()
         if self.learner.writes:
             raise UserError(
                 "method.name=moe_adapters: it routes a sample by its first token, and an answer is written token by token; "
@@ -34,7 +34,7 @@ class MoEAdapters(Freezing):
         self.learner.model.requires_grad_(requires_grad=False)
         self.routing = Routing()
         tasks = len(self.learner.tasks)
-        self.adapters = nn.ModuleList()
+        self.adapters = self.extras["adapters"] = nn.ModuleList()
         for norm, mlp, width in self.learner.blocks():
             block = AdapterBlock(width, self.own.experts * tasks, tasks, width=self.own.width, top_k=self.own.top_k, routing=self.routing)
             block.to(next(mlp.parameters())).attach(norm, mlp)
@@ -54,15 +54,15 @@ class MoEAdapters(Freezing):
     def blocks(self) -> list[AdapterBlock]:
         return list(self.adapters)  # type: ignore[arg-type]
 
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for part in (self.learner.model, self.adapters) for p in part.parameters() if p.requires_grad]
-
-    def loss(self, task: int, batch: object) -> Tensor:
+    def terms(self, batch: Any) -> dict[str, Term]:
         self.adapters.train()
         try:
-            return super().loss(task, batch)  # type: ignore[arg-type]
+            return super().terms(batch)
         finally:
             self.adapters.eval()
+
+    def survey(self, batch: Any) -> dict[str, Tensor | int]:
+        raise UserError("train.accumulate: moe_adapters' routers draw noise for a batch as a whole; leave it at 1")
 
     def end(self, task: int) -> None:
         for block, frozen in zip(self.blocks, self.frozen, strict=True):
@@ -70,7 +70,7 @@ class MoEAdapters(Freezing):
         self.adapters.requires_grad_(requires_grad=False)
         self.train_fresh(on=False)
 
-    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
+    def routed(self, tasks: int | Tensor | None, pictures: Tensor | None = None) -> AbstractContextManager[None]:
         return self.routing.routed(tasks, pictures)
 
     def added(self) -> dict[str, int]:
@@ -86,7 +86,7 @@ class MoEAdapters(Freezing):
     def note(self) -> str:
         return json.dumps({"frozen": self.frozen})
 
-    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], note: str = "{}") -> None:
         own = {name.removeprefix("adapters:"): value for name, value in state.items() if name.startswith("adapters:")}
         self.adapters.load_state_dict(own)
         super().load_state_dict(state, note)

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vla_tune.geometry.gaussian import anchor_distances
-from vla_tune.methods.base import Summed
+from vla_tune.geometry.gaussian import BatchSums, anchor_distances
+from vla_tune.methods.base import WHOLE, Summed, Term
 
 
 class Penalty(Summed):
@@ -21,11 +21,25 @@ class Penalty(Summed):
         self.require_trainable_vlm()
         self.weight = self.settings.penalty.weight
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def terms(self, batch: dict[str, Any]) -> dict[str, Term]:
         with self.adapter.taps() as taps:
-            task = super().losses(batch)
-        assert taps.mask is not None
+            task = self.task_loss(batch)
+        mask, whiten = taps.mask, self.settings.penalty.whiten
+        assert mask is not None
         assert self.anchor is not None
-        statistics = zip(self.anchor.mean, self.anchor.std, strict=True)
-        layers = anchor_distances(taps.states, taps.mask, statistics, whiten=self.settings.penalty.whiten)
-        return {**task, "penalty": torch.stack(layers).sum() / self.adapter.width}
+        statistics = list(zip(self.anchor.mean, self.anchor.std, strict=True))
+        if self.part == WHOLE:
+            layers = anchor_distances(taps.states, mask, statistics, whiten=whiten)
+            return self.summed(task, penalty=torch.stack(layers).sum() / self.adapter.width)
+        whole, parts = self._sums.distances(taps.states, mask, statistics, whiten=whiten)
+        self.diagnostics = {"penalty": torch.stack(whole).sum() / self.adapter.width}
+        return {**self.summed(task), "penalty": Term(torch.stack(parts).sum() / self.adapter.width, self.weight, mean=False)}
+
+    def survey(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        """The penalty is a statistic of the whole batch: the prefix is passed once more, to gather it."""
+        if self.part.index == 0:
+            self._sums = BatchSums()
+        taps = self.adapter.batch_prefix(batch)
+        assert taps.mask is not None
+        self._sums.add(taps.states, taps.mask)
+        return super().survey(batch)

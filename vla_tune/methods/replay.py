@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from vla_tune.methods.sequential import Full
+from vla_tune.methods.base import WHOLE, Term
+from vla_tune.methods.full import Full
 
 if TYPE_CHECKING:
-    from vla_tune.learners.base import Batch
+    from vla_tune.learners.base import StreamLearner
 
 
 class Replay(Full):
     """Each step's loss is the task's plus that of samples of one earlier task, the tasks taking turns."""
 
     name: ClassVar[str] = "replay"
+    learner: StreamLearner
 
-    def begin(self, task: int) -> None:
-        super().begin(task)
-        self._drawn = 0
+    def terms(self, batch: Any) -> dict[str, Term]:
+        terms = super().terms(batch)
+        options = self.settings.replay
+        count = self._count()
+        if self.task and count and (old := self._remembered(count)) is not None:
+            terms["remembered"] = Term(self.learner.loss(old), options.share)
+        return terms
 
-    def loss(self, task: int, batch: Batch) -> Tensor:
-        loss = super().loss(task, batch)
-        share = self.settings.replay.share
-        count = math.ceil(share * self.learner.config.train.batch_size)
-        if task and count:
-            old = self.learner.remembered(self._drawn % task, self.settings.replay.samples, count, self._drawn)
-            loss = loss + share * super().loss(task, old)
-        self._drawn += 1
-        return loss
+    def survey(self, batch: Any) -> dict[str, Tensor | int]:
+        old = self._remembered(self._count()) if self.task and self._count() else None
+        return {**super().survey(batch), "remembered": 0 if old is None else self.learner.count(old)}
 
-    def note(self) -> str:
-        return str(self._drawn)
+    def _count(self) -> int:
+        return math.ceil(self.settings.replay.share * self.learner.config.train.batch_size)
 
-    def load_state_dict(self, state: dict[str, Tensor], note: str) -> None:
-        super().load_state_dict(state, note)
-        self._noted = int(note)
-
-    def resume(self, task: int) -> None:
-        super().resume(task)
-        self._drawn = self._noted
+    def _remembered(self, count: int) -> Any:
+        """The micro-batch's part of `count` samples of an earlier task; None where it has none."""
+        rows = self.part.rows(count)
+        if rows.start == rows.stop:
+            return None
+        old = self.learner.remembered(self.steps % self.task, self.settings.replay.samples, count, self.steps)
+        return old if self.part == WHOLE else self.learner.rows(old, rows)

@@ -7,11 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vla_tune.methods.continual import Tasks
 from vla_tune.methods.experts import Experts
 
 
-class LoRA(Experts):
+class SequentialLoRA(Experts):
     """Sequential LoRA: every task is the pool's task 0."""
 
     name: ClassVar[str] = "lora"
@@ -30,7 +29,7 @@ class LoRA(Experts):
         self.pool.grow(0, count, missing, routed=routed)
         self.pool.thaw(0)
 
-    def routed(self, tasks: Tasks, pictures: Tensor | None = None) -> AbstractContextManager[None]:
+    def routed(self, tasks: int | Tensor | None, pictures: Tensor | None = None) -> AbstractContextManager[None]:
         return self.pool.routed(0)
 
     def as_stock(self) -> AbstractContextManager[None]:

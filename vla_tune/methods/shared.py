@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from vla_tune.methods.sequential_lora import LoRA
+from vla_tune.methods.sequential_lora import SequentialLoRA
 
 
-class Shared(LoRA):
+class Shared(SequentialLoRA):
     """As sequential LoRA, with several experts and a router."""
 
     name: ClassVar[str] = "shared"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from vla_tune.anchors.protection import Protection
 from vla_tune.console import say
-from vla_tune.methods.base import Method
-from vla_tune.policies.base import vlm_group_of
+from vla_tune.methods.base import Gradients, Method
+from vla_tune.vlm.parts import vlm_group_of
 
 
 class Subspace(Method):
@@ -31,16 +27,14 @@ class Subspace(Method):
     def prepare(self) -> None:
         self.require_trainable_vlm()
         assert self.anchor is not None
-        vlm = self.adapter.vlm
-        options = self.settings.subspace
-        self._protection = Protection(self.anchor, options.sides, options.energy, vlm, dict(vlm.named_parameters()))
+        vlm: Any = self.adapter.vlm
+        self.options = self.settings.subspace
+        self._protection = Protection(self.anchor, self.options.sides, self.options.energy, vlm, dict(vlm.named_parameters()))
         say(str(self._protection))
 
-    def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:
-        loss = super().backward(batch, backward)
-        if self.settings.subspace.project in ("gradient", "both"):
+    def combine(self, gradients: dict[str, Gradients]) -> None:
+        if self.options.project in ("gradient", "both"):
             self.diagnostics = {"energy_shed": self._by_block(self._protection.project_gradients())}
-        return loss
 
     def _by_block(self, energies: dict[str, tuple[float, float]]) -> list[float | None]:
         """The share of the task gradient's energy that each decoder block lost; None for a frozen block."""
@@ -53,15 +47,15 @@ class Subspace(Method):
             shed.append(1 - free / whole if whole else None)
         return shed
 
-    def update(self, optimizer: torch.optim.Optimizer) -> None:
-        super().update(optimizer)
-        if (self.steps + 1) % self.settings.subspace.every == 0:
+    def after_update(self) -> bool:
+        if self.steps % self.options.every == 0:
             self._project_changes()
+        return False
 
     def finish(self, folder: Path) -> None:
         """What the last steps brought in goes too: only the VLM that is exported has to be as good as the old one."""
         self._project_changes()
 
     def _project_changes(self) -> None:
-        if self.settings.subspace.project in ("update", "both"):
+        if self.options.project in ("update", "both"):
             self._protection.project_changes()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor
-
-from vla_tune.methods.base import Method
+from vla_tune.methods.base import Gradients, Method
 
 
 class Warmup(Method):
@@ -18,9 +15,7 @@ class Warmup(Method):
     def prepare(self) -> None:
         self.require_trainable_vlm()
 
-    def backward(self, batch: dict[str, Any], backward: Callable[..., None] = Tensor.backward) -> Tensor:
-        loss = super().backward(batch, backward)
+    def combine(self, gradients: dict[str, Gradients]) -> None:
         if self.steps < self.settings.warmup.steps:
             for parameter in self.trained("vlm").values():
                 parameter.grad = None  # not zero: the optimizer would decay the weight and count the step
-        return loss

@@ -24,13 +24,14 @@ class WiSEFT(Method):
     def prepare(self) -> None:
         from vla_tune.policies.loading import load_policy
 
-        tuned = load_policy(str(finished_run(self.settings).path / "policy"), device=self.policy.config.device).state_dict()
+        device = str(self.adapter.policy.config.device)
+        tuned = load_policy(str(finished_run(self.settings).path / "policy"), device=device).state_dict()
         with torch.no_grad():
             for group, parameters in self.adapter.groups().items():
                 for name, parameter in parameters.items():
                     alpha = self.settings.wise_ft.alpha if group.startswith("vlm.") else 1.0
                     parameter.copy_(torch.lerp(parameter, tuned[name], alpha))
-        self.policy.requires_grad_(requires_grad=False)
+        self.model.requires_grad_(requires_grad=False)
 
 
 def finished_run(settings: MethodConfig) -> Artifact:

@@ -1,16 +1,10 @@
-"""What the rest of the package may know of a lerobot policy: one small adapter a policy type, behind this interface.
-
-lerobot drives a policy's VLM by hand (`input_layernorm`, `q_proj`, ... are called, never the decoder layer), so hooks sit on
-the norms: the input of a layer's first norm is the output of the block before it, in lerobot's path and in the stock
-Hugging Face path alike.
-"""
+"""What the rest of the package may know of a lerobot policy: one small adapter a policy type, behind this interface."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +14,8 @@ from torch import Tensor, nn
 from vla_tune.policies.checkpointing import layer_by_layer
 from vla_tune.policies.flow import drawing, flow_draws, moved
 from vla_tune.policies.precision import compute_in
-from vla_tune.vlm.checkpointing import checkpoint_blocks, recomputing
+from vla_tune.vlm.checkpointing import checkpoint_blocks
+from vla_tune.vlm.parts import Taps, decoder_of, residual_taps, vlm_group_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -28,41 +23,6 @@ if TYPE_CHECKING:
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.pretrained import PreTrainedPolicy
     from transformers import PreTrainedModel
-
-_GROUPS = {
-    "model.text_model.embed_tokens": "embeddings",
-    "model.text_model.norm": "norm",
-    "model.vision_model": "vision",
-    "model.connector": "connector",
-    "model.language_model.embed_tokens": "embeddings",
-    "model.language_model.norm": "norm",
-    "model.vision_tower": "vision",
-    "model.multi_modal_projector": "connector",
-    "lm_head": "head",
-}
-
-
-@dataclass
-class Taps:
-    """What one forward pass left behind.
-
-    states: the output of each decoder block on the prefix, `[batch, tokens, width]` each, blocks from 0.
-    mask: which of these tokens are image or question, `[batch, tokens]` (policy path only).
-    text: where the question stands among the tokens (policy path only).
-    """
-
-    states: list[Tensor] = field(default_factory=list)
-    mask: Tensor | None = None
-    text: slice = slice(0)
-
-    def counted(self, tokens: str) -> Tensor:
-        """The `mask` (`all`), or what of it is `image` or `text`."""
-        assert self.mask is not None
-        if tokens == "all":
-            return self.mask
-        text = torch.zeros_like(self.mask)
-        text[:, self.text] = True
-        return self.mask & (text if tokens == "text" else ~text)
 
 
 class PolicyAdapter(ABC):
@@ -309,39 +269,3 @@ class PolicyAdapter(ABC):
     def _text(blocks: Tensor, tokens: Tensor) -> slice:
         """Where the text stands in the prefix."""
         return slice(blocks.shape[1] - tokens.shape[1], blocks.shape[1])
-
-
-def decoder_of(vlm: nn.Module) -> nn.Module:
-    """The text decoder of a stock VLM: its `layers`, and the `norm` before the head."""
-    inner: Any = vlm.model
-    decoder: nn.Module = inner.text_model if hasattr(inner, "text_model") else inner.language_model
-    return decoder
-
-
-@contextmanager
-def residual_taps(vlm: nn.Module, taps: Taps) -> Iterator[Taps]:
-    """Fill `taps.states` with the block outputs of the VLM's next forward pass, in either path."""
-    decoder: Any = decoder_of(vlm)
-    norms = [layer.input_layernorm for layer in decoder.layers[1:]] + [decoder.norm]
-
-    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not recomputing():
-            taps.states.append(inputs[0])
-
-    handles = [norm.register_forward_pre_hook(keep) for norm in norms]
-    try:
-        yield taps
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def vlm_group_of(name: str) -> str:
-    """The group of a parameter of the VLM on its own: `layers.3`, `embeddings`, `vision`, `connector`, `norm`, `head`."""
-    for decoder in ("model.text_model.", "model.language_model."):
-        if name.startswith(f"{decoder}layers."):
-            return ".".join(name.removeprefix(decoder).split(".")[:2])
-    for start, group in _GROUPS.items():
-        if name.startswith(start):
-            return group
-    raise AssertionError(f"no group for the VLM parameter {name}")

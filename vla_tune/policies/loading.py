@@ -1,11 +1,8 @@
-"""Opening and saving policies and VLMs by their libraries' own loaders, with messages that say how to mend a failure."""
+"""Opening and saving policies by their libraries' own loaders, with messages that say how to mend a failure."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +11,8 @@ from torch import Tensor, nn
 
 from vla_tune.errors import UserError, nearest
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.base import decoder_of
-from vla_tune.resources import SHIPPED
+from vla_tune.vlm.loading import first_line, load_vlm, quiet
+from vla_tune.vlm.parts import decoder_of
 
 if TYPE_CHECKING:
     from lerobot.configs import PolicyFeature
@@ -25,32 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from vla_tune.policies.base import PolicyAdapter
-
-
-def vlm_source(name: str) -> str:
-    """A Hub id or an absolute folder; `demo` is the VLM that is shipped, `demo-clip` the CLIP."""
-    if name in SHIPPED:
-        return str(SHIPPED[name]())
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def load_vlm(source: str) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A stock Hugging Face VLM in float32, in evaluation mode, and its processor.
-
-    Raises:
-        UserError: it cannot be opened (no such folder, no network, incomplete).
-
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    try:
-        with quiet():
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
-            processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the VLM '{source}' cannot be opened ({_first_line(error)}); check policy.base_vlm") from None
-    return model.eval(), processor
 
 
 def new_policy(
@@ -82,17 +53,17 @@ def new_policy(
             **{"device": "cpu", "push_to_hub": False, **settings, **fixed, "input_features": inputs, "output_features": outputs}
         )
     except (TypeError, ValueError) as error:
-        raise UserError(f"policy.settings: {_first_line(error)}") from None
+        raise UserError(f"policy.settings: {first_line(error)}") from None
     vlm, _ = load_vlm(base_vlm)
     try:
         with quiet():
             policy = policy_class(config)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"policy.settings: lerobot cannot make this {kind.policy_type} policy ({_first_line(error)})") from None
+        raise UserError(f"policy.settings: lerobot cannot make this {kind.policy_type} policy ({first_line(error)})") from None
     try:
         kind(policy).put_vlm(vlm.state_dict())
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"the VLM '{base_vlm}' does not fit into a {kind.policy_type} policy ({_first_line(error)})") from None
+        raise UserError(f"the VLM '{base_vlm}' does not fit into a {kind.policy_type} policy ({first_line(error)})") from None
     return policy
 
 
@@ -125,7 +96,7 @@ def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "
         with quiet():
             return kind.load(path, config)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the policy '{path}' cannot be loaded ({_first_line(error)}); it needs its VLM '{vlm}'") from None
+        raise UserError(f"the policy '{path}' cannot be loaded ({first_line(error)}); it needs its VLM '{vlm}'") from None
 
 
 def policy_config(path: str) -> PreTrainedConfig:
@@ -145,7 +116,7 @@ def policy_config(path: str) -> PreTrainedConfig:
         with quiet():
             return PreTrainedConfig.from_pretrained(path)
     except Exception as error:  # draccus and the Hub raise many kinds
-        raise UserError(f"the policy '{path}' cannot be opened ({_first_line(error)}); check its path") from None
+        raise UserError(f"the policy '{path}' cannot be opened ({first_line(error)}); check its path") from None
 
 
 def policy_vlm(path: str, named: str) -> str:
@@ -159,7 +130,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device}: torch cannot use it here ({_first_line(error)}); use device=cpu") from None
+        raise UserError(f"device={device}: torch cannot use it here ({first_line(error)}); use device=cpu") from None
 
 
 def load_processors(
@@ -199,7 +170,7 @@ def load_processors(
     try:
         return make_pre_post_processors(config, pretrained_path=path, preprocessor_overrides=overrides, postprocessor_overrides=post)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the processors of policy '{path}' cannot be opened ({_first_line(error)})") from None
+        raise UserError(f"the processors of policy '{path}' cannot be opened ({first_line(error)})") from None
 
 
 def renamed(processor: PolicyProcessorPipeline) -> dict[str, str]:
@@ -251,13 +222,6 @@ def whole_vlm(policy: PreTrainedPolicy, base: str) -> PreTrainedModel:
     return whole
 
 
-def save_vlm(vlm: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
-    """A stock Hugging Face checkpoint with its processor."""
-    with quiet():
-        vlm.save_pretrained(folder)
-        processor.save_pretrained(folder)
-
-
 def save_policy(
     policy: PreTrainedPolicy, processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline], folder: Path, vlm: str
 ) -> None:
@@ -282,23 +246,3 @@ def save_policy(
             setattr(config, key, value)
         for step, name in zip(tokenizers, names, strict=True):
             step.tokenizer_name = name
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep lerobot's and transformers' prints and progress bars out of our output."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) < 300 else f"{text[:300]}..."

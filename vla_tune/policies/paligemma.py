@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vla_tune.policies.base import PolicyAdapter, Taps
+from vla_tune.policies.base import PolicyAdapter
+from vla_tune.vlm.parts import Taps, decoder_dtype, decoder_of
 
 if TYPE_CHECKING:
     from lerobot.configs.policies import PreTrainedConfig
@@ -149,15 +150,15 @@ class PaliGemmaAdapter(PolicyAdapter):
         from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 
         model = self.policy.model
-        decoder = self.vlm.model.language_model
+        decoder: Any = decoder_of(self.vlm)
         decoder.config._attn_implementation = "eager"  # noqa: SLF001  # as lerobot does where it samples
         with self.taps() as taps:
             embeddings, padding, blocks = model.embed_prefix(images, present, tokens, token_mask)
-            model.paligemma_with_expert.forward(
+            model.paligemma_with_expert(
                 attention_mask=prepare_attention_masks_4d(make_att_2d_masks(padding, blocks)),
                 position_ids=torch.cumsum(padding, dim=1) - 1,
                 past_key_values=None,
-                inputs_embeds=[embeddings.to(decoder.layers[0].self_attn.q_proj.weight.dtype), None],
+                inputs_embeds=[embeddings.to(decoder_dtype(self.vlm)), None],
                 use_cache=False,
             )
         return taps

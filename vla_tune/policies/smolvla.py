@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.errors import UserError
-from vla_tune.policies.base import PolicyAdapter, Taps
+from vla_tune.policies.base import PolicyAdapter
+from vla_tune.vlm.parts import Taps
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
@@ -151,7 +152,7 @@ class SmolVLAAdapter(PolicyAdapter):
         model = self.policy.model
         with self.taps() as taps:
             embeddings, padding, blocks = model.embed_prefix(images, present, tokens, token_mask, state=state)
-            model.vlm_with_expert.forward(
+            model.vlm_with_expert(
                 attention_mask=make_att_2d_masks(padding, blocks),
                 position_ids=torch.cumsum(padding, dim=1) - 1,
                 past_key_values=None,

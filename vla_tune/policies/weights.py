@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vla_tune.policies.base import vlm_group_of
+from vla_tune.vlm.parts import vlm_group_of
 
 
 @dataclass(frozen=True)

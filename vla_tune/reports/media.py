@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.config import Config, structured
+from vla_tune.config import Config, completed, structured
 from vla_tune.reports.runs import Row, Run
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _pictures(run: Run, wanted: set[Any]) -> dict[Any, str]:
         return {}
     from vla_tune.vqa.dataset import vqa_questions
 
-    config = structured(Config, run.artifacts["eval-vqa"].config, [], str(run.path))
+    config = structured(Config, completed(run.artifacts["eval-vqa"].config), [], str(run.path))
     questions = vqa_questions(config.vqa.manifest, "test", config.vqa.questions)
     places = {name: place for place, name in enumerate(questions["image_id"]) if name in wanted}
     return {name: _picture_data(questions[place]["image"]) for name, place in places.items()}

@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from vla_tune.config import Config, differences, load_config
+from vla_tune.config import Config, completed, differences, load_config
 from vla_tune.reports.runs import Row, Run
 from vla_tune.resources import available
 
@@ -34,7 +34,7 @@ def command(stage: str, config: Row, run: Run) -> str:
     """The command line of one stage: its pipeline, and the keys that differ from it."""
     name = str(config["name"])
     base = load_config(name) if name in available("pipelines") else Config(name=name)
-    changed = differences(base.to_dict(), config)
+    changed = differences(base.to_dict(), completed(config))
     words = ["vla-tune", stage, base.pipeline, *(f"{key}={_written(value)}" for key, value in changed.items()), "--out", str(run.path)]
     return " ".join(shlex.quote(word) for word in words)
 

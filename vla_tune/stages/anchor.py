@@ -13,20 +13,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_tune.anchors.artifact import ROBOT, Directions, protected_pairs
-from vla_tune.anchors.inputs import LinearInputs, linears
+from vla_tune.anchors.inputs import LinearInputs
 from vla_tune.anchors.outputs import OutputGradients
 from vla_tune.anchors.passes import STOCK, answer_gradients, policy_moments, stock_moments, tensors_of
 from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import AnchorConfig, Config
 from vla_tune.console import say, table
 from vla_tune.geometry.subspace import rank_of, share_inside
-from vla_tune.learners.base import part_blocks
-from vla_tune.learners.questions import TEXT, VISION
 from vla_tune.policies import adapt
-from vla_tune.policies.base import vlm_group_of
-from vla_tune.policies.loading import grafted_vlm, load_vlm
+from vla_tune.policies.devices import on_device
+from vla_tune.policies.loading import grafted_vlm
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
+from vla_tune.vlm.loading import load_vlm
+from vla_tune.vlm.parts import linears, vlm_group_of, with_block_linears
 from vla_tune.vqa.dataset import vqa_questions
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ SHOWN = (0.9, 0.99)
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """Take the statistics of the starting policy's VLM over `anchor.samples` questions and write `RUN/anchor`."""
     with Draft(run / "anchor", "anchor", overwrite=overwrite) as draft:
-        return _take(config, draft)
+        return _take(on_device(config), draft)
 
 
 def _take(config: Config, draft: Draft) -> Artifact:
@@ -53,7 +53,7 @@ def _take(config: Config, draft: Draft) -> Artifact:
     policy, base = starting_policy(config)
     adapter = adapt(policy)
     trained = [name for name, module in linears(adapter.vlm).items() if module.weight.requires_grad]
-    looked_at = trained if not config.stream.tasks else _with_blocks(adapter.vlm, trained)
+    looked_at = trained if not config.stream.tasks else with_block_linears(adapter.vlm, trained)
     vlm, processor = grafted_vlm(policy, base)
     moments = policy_moments(adapter, questions, config.anchor.batch_size)
     nn.Module.to(vlm, config.device)
@@ -92,12 +92,6 @@ def _take(config: Config, draft: Draft) -> Artifact:
     return draft.publish(config=config.to_dict(), inputs=[], metrics=metrics, device=config.device)
 
 
-def _with_blocks(vlm: nn.Module, trained: list[str]) -> list[str]:
-    """Also the linear layers of all blocks: a stream's experts go to frozen ones too."""
-    inside = {name for name, _ in part_blocks(vlm, rf"({TEXT}|{VISION})\..+")}
-    return [name for name in linears(vlm) if name in trained or name in inside]
-
-
 def _inputs(config: AnchorConfig) -> LinearInputs:
     return LinearInputs(config.exact_width, config.rank)
 
@@ -105,8 +99,8 @@ def _inputs(config: AnchorConfig) -> LinearInputs:
 def _robot_frames(config: Config, layers: list[str]) -> tuple[list[Moments], LinearInputs]:
     """The same statistics over `anchor.frames` frames of the demonstrations; nothing where there are none."""
     from vla_tune.anchors.frames import frame_moments
-    from vla_tune.engine.loop import as_floats
-    from vla_tune.engine.setup import make_loader, make_start
+    from vla_tune.data.loader import as_floats, make_loader
+    from vla_tune.learners.start import make_start
 
     read = _inputs(config.anchor)
     if not config.anchor.frames or not (config.data.manifest or config.data.repo_id):

@@ -9,6 +9,7 @@ from vla_tune.artifacts.folder import file_digest, files_table, read_artifact, t
 from vla_tune.config import completed, differences, option_of, own_options
 from vla_tune.data.manifests import in_folder, manifest_source
 from vla_tune.errors import UserError
+from vla_tune.policies.devices import resolve_device
 from vla_tune.reports.runs import read_json
 from vla_tune.resources import SHIPPED
 
@@ -74,6 +75,8 @@ def read_by(stage: str, config: dict[str, Any]) -> dict[str, Any]:
     values = {key: option_of(config, key) for key in READS[stage]}
     if values.get("stream"):
         values["stream"] = {key: value for key, value in values["stream"].items() if key != "folder"}  # what lies in it is digested
+    if values.get("device") is not None:
+        values["device"] = resolve_device(values["device"])
     return {key: own_options(value) if key == "method" else value for key, value in values.items()}
 
 

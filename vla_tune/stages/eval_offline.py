@@ -10,8 +10,7 @@ import numpy as np
 from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.console import table
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
-from vla_tune.engine.loop import as_floats
-from vla_tune.engine.setup import episode_frames, frames_loader, heldout_episodes
+from vla_tune.data.loader import as_floats, episode_frames, frames_loader, heldout_episodes
 from vla_tune.errors import UserError
 from vla_tune.policies.loading import load_policy, load_processors, renamed
 from vla_tune.simulators.offline import offline_report, replay

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.artifacts.folder import Artifact, Draft, files_table, table_digest, write_json
 from vla_tune.console import progress, table, warn
 from vla_tune.errors import UserError
+from vla_tune.policies.devices import on_device
 from vla_tune.simulators.ledger import Ledger
 from vla_tune.stages import eval_offline, stream
 from vla_tune.stages.subject import subject
@@ -40,6 +41,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
         UserError: no such policy or task, a policy that does not fit the world, no GL backend.
 
     """
+    config = on_device(config)
     if config.stream.tasks:
         return stream.evaluate_rollouts(config, run, overwrite=overwrite)
     resumable = bool(config.rollout.tasks) and not config.rollout.compat

@@ -18,12 +18,15 @@ from vla_tune.config import Config
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, load_vlm, policy_config, policy_vlm, vlm_source
+from vla_tune.policies.devices import on_device
+from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, policy_config, policy_vlm
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.reports.tables import p_value
 from vla_tune.stages import stream
 from vla_tune.stages.subject import subject
-from vla_tune.vqa.answering import answer, cached_answers
+from vla_tune.vlm.answering import answer
+from vla_tune.vlm.loading import load_vlm, vlm_source
+from vla_tune.vqa.answering import cached_answers
 from vla_tune.vqa.dataset import metric_of, vqa_questions
 from vla_tune.vqa.ranking import MOST, candidates, rank
 from vla_tune.vqa.scorers import options, scores, yes_no_figures
@@ -42,6 +45,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             more than a guesser.
 
     """
+    config = on_device(config)
     if config.stream.tasks:
         return stream.evaluate(config, run, overwrite=overwrite)
     with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite) as draft:

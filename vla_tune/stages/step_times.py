@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_tune.anchors.artifact import load_anchor
 from vla_tune.config import FullConfig, MethodConfig
 from vla_tune.console import progress
-from vla_tune.methods import load_anchor, make_method, method_class
+from vla_tune.engine.step import Step
+from vla_tune.learners.demonstrations import Demonstrations
+from vla_tune.learners.policy import PolicyLearner
+from vla_tune.methods import method_class
+from vla_tune.stages.opening import replay_questions
 
 if TYPE_CHECKING:
-    import torch
-
     from vla_tune.config import Config
-    from vla_tune.methods.base import Method
 
 REFERENCE = "full"
 TURN = 10
@@ -28,24 +31,16 @@ WARM_UP = 3
 
 @dataclasses.dataclass
 class Contestant:
-    """A method on its own copy of the starting policy, with its optimizer; the seconds a step of each turn."""
+    """A method's training step on its own copy of the starting policy; the seconds a step of each turn."""
 
-    method: Method
-    optimizer: torch.optim.Optimizer
-    clip_norm: float
+    step: Step
     step_s: list[float] = dataclasses.field(default_factory=list)
 
     def turn(self, batches: list[dict[str, Any]]) -> float:
         """One training step a batch; the mean step in seconds."""
-        import torch
-
-        self.method.policy.train()
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         began = time.perf_counter()
         for batch in batches:
-            self.method.backward(dict(batch)).item()
-            torch.nn.utils.clip_grad_norm_(trained, self.clip_norm).item()
-            self.method.step(self.optimizer)
+            self.step(dict(batch))
         return (time.perf_counter() - began) / len(batches)
 
 
@@ -81,18 +76,14 @@ def _ratio(times: list[float], reference: list[float]) -> float:
 
 
 def _contestants(config: Config, methods: dict[str, tuple[MethodConfig, Path]]) -> tuple[dict[str, Contestant], list[dict[str, Any]]]:
-    from vla_tune.engine.loop import as_floats
-    from vla_tune.engine.setup import make_loader, make_memory, make_optimizer, make_start
-
-    start = make_start(config)
-    loader = make_loader(config, start.dataset, 0)
-    batches = [start.processors[0](as_floats(batch)) for batch, _ in zip(loader, range(TURN), strict=False)]
+    learner = Demonstrations(config)
+    batches = list(itertools.islice(learner.batches(0, 0), TURN))
     contestants = {}
     for label, (settings, anchor) in methods.items():
-        policy = copy.deepcopy(start.policy)
-        memory = make_memory(dataclasses.replace(config, method=settings), start.base_vlm)
-        held = load_anchor(anchor) if method_class(settings.name).needs_anchor else None
-        method = make_method(settings.name, policy, anchor=held, settings=settings, memory=memory)
-        optimizer, _, clip_norm = make_optimizer(config, method)
-        contestants[label] = Contestant(method, optimizer, clip_norm)
+        kind = method_class(settings.name)
+        own = copy.copy(learner)
+        PolicyLearner.__init__(own, copy.deepcopy(learner.model))
+        memory = replay_questions(config, learner.base) if kind.needs_memory else None
+        method = kind(own, settings, load_anchor(anchor) if kind.needs_anchor else None, memory)
+        contestants[label] = Contestant(Step(method, *own.optimizer(method.parameter_groups(config.train.lr))))
     return contestants, batches

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import Artifact, Draft, environment, read_artifact, write_json
 from vla_tune.config import departures, protects, value_of
 from vla_tune.console import say, table, warn
-from vla_tune.engine.checkpoints import begun_with, cut_metrics, reopen
 from vla_tune.errors import UserError
-from vla_tune.methods import strategy_class
+from vla_tune.methods import method_class
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vla_tune.anchors.artifact import Anchor
     from vla_tune.config import Config
-    from vla_tune.engine.stream import Stream
     from vla_tune.learners.matrix import Cell
+    from vla_tune.methods.base import Method
 
-FREE = ("train.log_every", "train.checkpoint_every", "train.path", "data.cache_mb", "stream.folder", "stream.merged")
-"""Keys that may change between a run and its resumption; tasks may be added at the end of the stream."""
 LEFT_OUT = {
     "train": ("method.full.vlm_lr", "data.heldout", "data.heldout_frames"),
     "eval-vqa": ("vqa.ranked",),
@@ -39,36 +34,7 @@ A_ROBOTS = (
 """What only a robot's stream reads, and an anchor."""
 
 
-def train(config: Config, run: Path, *, overwrite: bool, resume: bool, plan: bool) -> Artifact | None:
-    """Learn the stream in `RUN/train.partial`, and publish `RUN/train`.
-
-    Args:
-        resume: go on from the newest state; also takes a finished stream on to the tasks that were added to its end.
-        plan: print what would train, and stop (returns None).
-
-    """
-    from vla_tune.engine.stream import AFTER, Stream, go_on
-
-    began = time.monotonic()
-    _warn_of_left_out(config, "train")
-    extends = not plan and _extends(config, run, overwrite=overwrite, resume=resume)
-    anchor = _anchor(config, run)
-    stream = Stream.open(config, anchor)  # what is wrong with it is told before anything of an earlier run is touched
-    if plan:
-        _show_plan(stream)
-        return None
-    if extends:
-        reopen(run / "train", run / "train.partial", AFTER)
-    draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=resume)
-    task, step = go_on(stream, draft.path) if resume else (0, 0)
-    cut_metrics(draft.path / "metrics.jsonl", task * config.train.steps + step)
-    write_json(draft.path / "run.json", config.to_dict())
-    stream.learn(draft.path, task, step)
-    earlier = task * config.train.steps + step
-    return _publish(config, stream, draft, time.monotonic() - began, earlier, [anchor.artifact.as_input()] if anchor else [])
-
-
-def _warn_of_left_out(config: Config, stage: str) -> None:
+def warn_of_left_out(config: Config, stage: str) -> None:
     """Settings that training and evaluation of one task read, and a stream's do not."""
     plain = type(config)(name="")
     for key in LEFT_OUT[stage]:
@@ -81,7 +47,7 @@ def _warn_of_left_out(config: Config, stage: str) -> None:
             warn(f"{key}={value_of(config, key)} is not used: only a robot's stream reads it{instead}")
     if stage == "train":
         _warn_of_places(config)
-        if strategy_class(config.method.name).routes and not is_robots(config) and not config.stream.reference:
+        if method_class(config.method.name, of_stream=True).routes and not is_robots(config) and not config.stream.reference:
             warn("stream.reference is not set: whatever belongs to no task will be taken for one of the tasks")
 
 
@@ -97,94 +63,40 @@ def _warn_of_places(config: Config) -> None:
             warn(f"policy.settings.{key} does not keep {name} out of the VLM; stream.parts says which parts it goes to")
 
 
-def _anchor(config: Config, run: Path) -> Anchor | None:
-    """The anchor that a protecting strategy holds on to."""
-    from vla_tune.anchors.artifact import load_anchor
-    from vla_tune.learners import kind_of
-
-    if not protects(config):
-        return None
-    if kind_of(config) == "pictures":
-        raise UserError("method.igsp.protect: it needs the anchor of a VLM, which a stream of pictures has none of; leave it out")
-    return load_anchor(config.anchor.path or run / "anchor")
-
-
-def _publish(config: Config, stream: Stream, draft: Draft, seconds: float, earlier: int, inputs: list[dict[str, str]]) -> Artifact:
-    """earlier: the steps before a resumption, whose time is known from them alone."""
+def finish(method: Method, draft: Draft) -> dict[str, Any]:
+    """Write what a learnt stream has beside its model; what the artifact tells of it."""
     from vla_tune.learners.matrix import parameters
     from vla_tune.reports.runs import median_step_s, read_metrics
 
     rows = read_metrics(draft.path / "metrics.jsonl")
-    step_s = median_step_s(rows) or 0.0
     grown = parameters(draft.path)
     write_json(draft.path / "stream.json", grown)
-    with stream.strategy.as_stock():
-        stream.learner.save(draft.path, draft.target)
-    _save_merged(stream, draft)
-    _show_parameters(stream.learner.tasks, grown)
-    metrics = {
+    _save_merged(method, draft)
+    _show_parameters(method.learner.tasks, grown)
+    return {
         "steps": rows[-1]["step"],
         "loss": rows[-1]["loss"],
-        "step_s": step_s,
-        "tasks": len(stream.learner.tasks),
+        "step_s": median_step_s(rows) or 0.0,
+        "tasks": len(method.learner.tasks),
         "mean_trainable": grown["mean_trainable"],
         "final_added": grown["final_added"],
-        "seconds": seconds + earlier * step_s,
     }
-    return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
 
-def _save_merged(stream: Stream, draft: Draft) -> None:
+def _save_merged(method: Method, draft: Draft) -> None:
     """With `stream.merged`, a stock model a task under `merged/<task>/`."""
-    if not stream.config.stream.merged:
+    learner = method.learner
+    if not learner.config.stream.merged:
         return
-    for number, name in enumerate(stream.learner.tasks):
-        merged = stream.strategy.merged(number)
+    for number, name in enumerate(learner.tasks):
+        merged = method.merged(number)
         if merged is None:
-            warn(f"stream.merged is left out: {stream.strategy.name} has no weights of one task alone")
+            warn(f"stream.merged is left out: {method.name} has no weights of one task alone")
             return
         place = Path("merged") / name
         (draft.path / place).mkdir(parents=True, exist_ok=True)
         with merged:
-            stream.learner.save(draft.path / place, draft.target / place)
-
-
-def _extends(config: Config, run: Path, *, overwrite: bool, resume: bool) -> bool:
-    """Check what lies there already; whether a finished stream is to be taken on."""
-    from vla_tune.engine.stream import begun
-
-    target, partial = run / "train", run / "train.partial"
-    unfinished = begun(partial)
-    if resume and not unfinished and target.exists():
-        artifact = read_artifact(target, "train", "vla-tune train")
-        _check_goes_on(config, artifact.config)
-        if len(artifact.config["stream"]["tasks"]) == len(config.stream.tasks):
-            raise UserError(f"--resume: {target} is finished; add tasks to the end of stream.tasks, or give --overwrite to train again")
-        return True
-    if resume:
-        if not unfinished:
-            raise UserError(f"--resume: there is nothing to go on from in {partial}; start without --resume")
-        _check_goes_on(config, begun_with(partial))
-    elif unfinished and not overwrite:
-        raise UserError(f"{partial} holds an unfinished stream; give --resume to go on with it, or --overwrite to start again")
-    elif target.exists() and not overwrite:
-        raise UserError(f"{target} exists already; give --overwrite to replace it, --resume with more tasks to extend it, or another --out")
-    return False
-
-
-def _check_goes_on(config: Config, earlier: dict[str, Any]) -> None:
-    """The same run, or the same with tasks added at its end."""
-    now = config.to_dict()
-    was = [task["name"] for task in earlier["stream"]["tasks"]]
-    if now["stream"]["tasks"][: len(was)] != earlier["stream"]["tasks"]:
-        raise UserError(f"--resume: the stream began with other tasks ({', '.join(was)}); new ones go to its end")
-    if len(now["stream"]["tasks"]) > len(was) and config.method.name == "moe_adapters":
-        raise UserError(
-            "--resume: moe_adapters lays out its experts for all tasks at the start; give --overwrite to train the longer stream"
-        )
-    shaping = ("seed", "policy", "data", "method", "train", "anchor", "stream")
-    if changed := departures(config, earlier, shaping, [*FREE, "stream.tasks"]):
-        raise UserError(f"--resume: {changed}; resume with the same values, or give --overwrite to start again")
+            learner.save(draft.path / place, draft.target / place)
 
 
 def evaluate(config: Config, run: Path, *, overwrite: bool) -> Artifact:
@@ -193,7 +105,7 @@ def evaluate(config: Config, run: Path, *, overwrite: bool) -> Artifact:
     A robot's tasks are scored by `evaluate_rollouts`; here it is the base ability of its VLM alone. Interrupted, it keeps what is
     scored, and the same command goes on from it.
     """
-    _warn_of_left_out(config, "eval-vqa")
+    warn_of_left_out(config, "eval-vqa")
     with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite, keep=True) as draft:
         return _evaluate(config, run, draft, worlds=False)
 
@@ -207,7 +119,7 @@ def evaluate_rollouts(config: Config, run: Path, *, overwrite: bool) -> Artifact
     """
     if not is_robots(config):
         raise UserError("eval-rollout: this stream is of pictures or questions, which eval-vqa scores; there is no world to act in")
-    _warn_of_left_out(config, "eval-rollout")
+    warn_of_left_out(config, "eval-rollout")
     with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=True) as draft:
         return _evaluate(config, run, draft, worlds=True)
 
@@ -219,16 +131,16 @@ def is_robots(config: Config) -> bool:
 
 def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artifact:
     from vla_tune.artifacts.eval_cache import CellStore
-    from vla_tune.engine.stream import Stream
     from vla_tune.learners.deployed import Deployed
     from vla_tune.learners.matrix import figures, measure, parameters
     from vla_tune.stages.current import read_by, sources
+    from vla_tune.stages.opening import open_method
 
     source = Path(config.train.path) if config.train.path else run / "train"
     artifact = read_artifact(source, "train", f"vla-tune train {config.pipeline} --out {run}")
     names = check_stream(config, artifact)
-    steps = artifact.config["train"]["steps"]  # a strategy's own checks are of the training that there was
-    stream = Stream.open(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps)))
+    steps = artifact.config["train"]["steps"]  # a method's own checks are of the training that there was
+    method = open_method(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps)))
     tasks = worlds or not is_robots(config)
     read = config.to_dict()
     basis = {
@@ -238,9 +150,10 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
         "environment": environment(config.device),
     }
     store = CellStore(draft.path, basis)
-    cells = measure(stream, source, store, tasks=tasks, later=not worlds, reference=not worlds)
+    cells = measure(method, source, store, tasks=tasks, later=not worlds, reference=not worlds)
     if worlds:
-        stream.learner.film(Deployed(stream.strategy, stream.router), draft.path / "videos")
+        learner: Any = method.learner
+        learner.film(Deployed(method), draft.path / "videos")
     found: dict[str, Any] = {**figures(cells, names, config.vqa.bootstrap, config.seed), "parameters": parameters(source)}
     report: dict[str, Any] = {"stream": found}
     if "reference" in found and not tasks:
@@ -330,10 +243,10 @@ def _show_parameters(names: list[str], grown: dict[str, Any]) -> None:
     table("parameters", ["task", "trained at first", "at last", "mean over steps", "added so far"], rows)
 
 
-def _show_plan(stream: Stream) -> None:
-    config = stream.config
-    total = sum(p.numel() for p in stream.learner.model.parameters())
-    stream.strategy.begin(0)
-    trained = sum(p.numel() for p in stream.strategy.parameters())
-    say(f"{config.method.name}: {len(stream.learner.tasks)} tasks of {config.train.steps} steps of {config.train.batch_size} samples")
+def show_plan(config: Config, method: Method) -> None:
+    """Print what would be learnt, and how much of the model the first task trains."""
+    total = sum(p.numel() for p in method.model.parameters())
+    method.begin(0)
+    trained = sum(p.numel() for p in method.parameters())
+    say(f"{config.method.name}: {len(method.learner.tasks)} tasks of {config.train.steps} steps of {config.train.batch_size} samples")
     say(f"the model has {total:,} parameters; the first task trains {trained:,}; nothing was trained")

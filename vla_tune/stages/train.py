@@ -1,4 +1,4 @@
-"""The `train` stage: fine-tune a policy on demonstrations by one method."""
+"""The `train` stage: fine-tune a model by one method, on one task or on a stream of tasks."""
 
 from __future__ import annotations
 
@@ -7,69 +7,70 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.anchors.artifact import Anchor, load_anchor
-from vla_tune.artifacts.folder import Artifact, Draft, read_artifact, write_json
+from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import departures
 from vla_tune.console import say
-from vla_tune.engine.checkpoints import begun_with, cut_metrics, finished, load_checkpoint, reopen
-from vla_tune.engine.export import export
-from vla_tune.engine.heldout import heldout_loss
-from vla_tune.engine.loop import Loop
-from vla_tune.engine.plan import show_plan
-from vla_tune.engine.setup import make_loader, make_memory, make_optimizer, make_start, show_groups
+from vla_tune.engine.checkpoint import Place
+from vla_tune.engine.plan import show_groups, show_plan
+from vla_tune.engine.run import Run
 from vla_tune.errors import UserError
-from vla_tune.methods import make_method, method_class
+from vla_tune.learners.demonstrations import Demonstrations
+from vla_tune.methods import method_class
 from vla_tune.methods.wise_ft import finished_run
+from vla_tune.policies.devices import on_device
 from vla_tune.reports.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
 from vla_tune.stages import stream
 from vla_tune.stages.downloads import fetches, show_fetches
+from vla_tune.stages.opening import open_anchor, open_method
+from vla_tune.stages.resume import check_begun, reopen
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
-
-FREE_ON_RESUME = ("steps", "log_every", "checkpoint_every", "path")
-"""Keys of `train` that may change between a run and its resumption."""
+    from vla_tune.methods.base import Method
 
 
 def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = False, plan: bool = False) -> Artifact | None:
     """Train, in `RUN/train.partial`, and publish `RUN/train`.
 
     Args:
-        resume: go on from the newest complete checkpoint; also extends a finished run whose `train.steps` grew.
+        resume: go on from the newest state; also extends a finished run whose `train.steps` grew, or whose stream has more tasks.
         plan: print what would be fetched, what would be trained and the memory it takes, and stop (returns None).
 
     Raises:
         UserError: wrong input. RunError: it failed while running. Interrupted: it was asked to stop.
 
     """
-    if config.stream.tasks:
-        if plan and not _ready(config):
-            return None
-        return stream.train(config, run, overwrite=overwrite, resume=resume, plan=plan)
-    began, target = time.monotonic(), run / "train"
+    began, config = time.monotonic(), on_device(config)
     if plan and not _ready(config):
         return None
-    first = 0 if plan else _first_step(config, run, overwrite=overwrite, resume=resume)
-    anchor, inputs = _anchor(config, run)
+    if config.stream.tasks:
+        stream.warn_of_left_out(config, "train")
+    extends = not plan and check_begun(config, run, overwrite=overwrite, resume=resume)
+    anchor = open_anchor(config, run)
+    inputs = [anchor.artifact.as_input()] if anchor else []
     inputs += _tuned(config)
-    start = make_start(config)
-    memory = make_memory(config, start.base_vlm)
-    method = make_method(config.method.name, start.policy, anchor=anchor, settings=config.method, memory=memory)
-    show_groups(method, config.train.lr)
+    method = open_method(config, anchor)  # what is wrong with it is told before anything of an earlier run is touched
+    if plan or not config.stream.tasks:
+        _show(config, method, plan=plan)
     if plan:
-        show_plan(config, start, method)
         return None
-    draft = Draft(target, "train", overwrite=overwrite or resume, keep=first > 0)
-    if not first:
-        write_json(draft.path / "run.json", config.to_dict())
+    if extends:
+        reopen(run)
+    draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=resume)
+    training = Run(config, method, draft.path)
+    place = training.resumed() if resume else Place()
+    write_json(draft.path / "run.json", config.to_dict())
     if method.trains:
-        _make_loop(config, start, method, draft.path, first).run(draft.path, first)
+        training.learn(place)
     else:
         (draft.path / "metrics.jsonl").touch()
-    export(method, start, draft.path, target)
-    metrics = {**summary(draft.path / "metrics.jsonl"), "heldout_loss": heldout_loss(config, start)}
+    method.finish(draft.path)
+    with method.as_stock():
+        method.learner.save(draft.path, draft.target)
+    metrics = stream.finish(method, draft) if config.stream.tasks else _metrics(method, draft.path)
     # What was done before a resumption is known from its steps alone.
-    metrics["seconds"] = time.monotonic() - began + (first * (metrics["step_s"] + metrics["data_s"]) if first else 0)
+    earlier = training.steps_at(place) * (metrics["step_s"] + (metrics.get("data_s") or 0)) if training.steps_at(place) else 0
+    metrics["seconds"] = time.monotonic() - began + earlier
     return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
 
@@ -85,89 +86,30 @@ def _ready(config: Config) -> bool:
     return ready
 
 
-def _make_loop(config: Config, start: Any, method: Any, folder: Path, first: int) -> Loop:
-    """lerobot's parts under accelerate, put back to step `first` where that is not 0."""
-    import torch
-    from accelerate import Accelerator
-    from lerobot.utils.utils import cycle
-
-    accelerator = Accelerator(step_scheduler_with_optimizer=False, cpu=config.device == "cpu")
-    if accelerator.num_processes > 1:
-        raise UserError("train runs in one process; start it without torchrun or accelerate launch")
-    optimizer, scheduler, clip_norm = make_optimizer(config, method)
-    loader = make_loader(config, start.dataset, first)
-    _, optimizer, loader, scheduler = accelerator.prepare(start.policy, optimizer, loader, scheduler)
-    torch.manual_seed(config.seed)
-    if first:
-        load_checkpoint(folder, first, method, optimizer, scheduler)
-    return Loop(config, method, start.processors[0], cycle(loader), optimizer, scheduler, clip_norm, accelerator)
-
-
-def _first_step(config: Config, run: Path, *, overwrite: bool, resume: bool) -> int:
-    """The number of steps already taken; a run to resume is put into the state of its newest checkpoint."""
-    target, partial = run / "train", run / "train.partial"
-    if resume and not finished(partial) and target.exists():
-        read_artifact(target, "train", "vla-tune train")
-        _check_same(config, target)
-        _reopen(config, target, partial)
-    if resume:
-        steps = finished(partial)
-        if not steps:
-            raise UserError(f"--resume: there is no checkpoint in {partial}; start without --resume")
-        _check_same(config, partial)
-        if steps[-1] > config.train.steps:
-            raise UserError(f"--resume: {partial} is at step {steps[-1]} already; give train.steps={steps[-1]} or more")
-        cut_metrics(partial / "metrics.jsonl", steps[-1])
-        say(f"resuming from step {steps[-1]}")
-        return steps[-1]
-    if target.exists() and not overwrite:
-        raise UserError(
-            f"{target} exists already; give --overwrite to replace it, --resume with more train.steps to extend it, or another --out"
-        )
-    if finished(partial) and not overwrite:
-        raise UserError(
-            f"{partial} holds an unfinished run; give --resume to go on from step {finished(partial)[-1]}, or --overwrite to start again"
-        )
-    return 0
-
-
-def _reopen(config: Config, target: Path, partial: Path) -> None:
-    """Copy a finished run's checkpoints and rows into the working folder, to extend it."""
-    steps = finished(target)
-    if not steps:
-        raise UserError(f"--resume: {target} is finished and its checkpoints are gone; give --overwrite to train again")
-    if steps[-1] >= config.train.steps:
-        raise UserError(
-            f"--resume: {target} is finished at step {steps[-1]}; raise train.steps to extend it, or give --overwrite to train again"
-        )
-    reopen(target, partial, "checkpoints")
-
-
-def _check_same(config: Config, folder: Path) -> None:
-    """A resumed run must be the same run: every key that shapes it is compared."""
-    shaping = ("seed", "policy", "data", "method", "train", "anchor")
-    changed = departures(config, begun_with(folder), shaping, [f"train.{key}" for key in FREE_ON_RESUME])
-    if changed:
-        raise UserError(f"--resume: {changed}; resume with the same values, or give --overwrite to start again")
-
-
-def _anchor(config: Config, run: Path) -> tuple[Anchor | None, list[dict[str, str]]]:
-    """The anchor that `anchor.path` or the run holds; None where the method needs none and there is none."""
-    if not method_class(config.method.name).needs_anchor:
-        return None, []
-    anchor = load_anchor(config.anchor.path or run / "anchor")
-    return anchor, [anchor.artifact.as_input()]
+def _show(config: Config, method: Method, *, plan: bool) -> None:
+    if config.stream.tasks:
+        stream.show_plan(config, method)
+        return
+    show_groups(method, config.train.lr)
+    if plan:
+        show_plan(config, method)
 
 
 def _tuned(config: Config) -> list[dict[str, str]]:
     """The finished run that a method without training works on; it must have started as this one does."""
-    if method_class(config.method.name).trains:
+    if config.stream.tasks or method_class(config.method.name).trains:
         return []
     artifact = finished_run(config.method)
     changed = departures(config, artifact.config, ("policy", "data"), ["data.cache_mb"])
     if changed:
         raise UserError(f"method.wise_ft.path={artifact.path}: that run is another start: {changed}; give the same values")
     return [artifact.as_input()]
+
+
+def _metrics(method: Method, folder: Path) -> dict[str, Any]:
+    """What the artifact tells of plain training."""
+    assert isinstance(method.learner, Demonstrations)
+    return {**summary(folder / "metrics.jsonl"), "heldout_loss": method.learner.heldout_loss()}
 
 
 def summary(metrics: Path) -> dict[str, Any]:

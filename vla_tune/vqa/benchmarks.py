@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import file_digest
-from vla_tune.data.manifests import QUESTIONS_FILE, BenchmarkManifest, LabelledManifest
+from vla_tune.data.manifests import QUESTIONS_FILE, BenchmarkManifest
+from vla_tune.data.parquet import column_values, fetched_folder, parquet_table
 from vla_tune.errors import UserError
 from vla_tune.resources import cache_folder
 from vla_tune.vqa.scorers import LETTERS
@@ -176,51 +177,6 @@ def _from_parquet(manifest: BenchmarkManifest, split: str) -> tuple[list[Row], D
             values["image_id"] = _content_ids(pictures)
     owner = None if manifest.anchor == manifest.test else split
     return [dict(zip(values, row, strict=True)) | {"split": owner} for row in zip(*values.values(), strict=True)], pictures
-
-
-def fetched_folder(manifest: BenchmarkManifest | LabelledManifest, patterns: list[str]) -> Path:
-    """The folder that holds the files, from the Hub's cache or fetched into it where the data set is no local folder.
-
-    Raises:
-        UserError: they are neither here nor can be fetched.
-
-    """
-    local = Path(manifest.dataset).expanduser()
-    if local.is_dir():
-        return local
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(manifest.dataset, repo_type="dataset", revision=manifest.revision, allow_patterns=patterns))
-    except Exception as error:  # the Hub and the network raise many kinds
-        raise UserError(
-            f"dataset: {manifest.dataset} is not in the Hub's cache and cannot be fetched ({type(error).__name__}); connect this machine "
-            f"once ({manifest.download_mb} MB), or put {', '.join(dict.fromkeys(patterns))} into a folder and name that in a manifest"
-        ) from None
-
-
-def parquet_table(folder: Path, pattern: str, manifest: BenchmarkManifest | LabelledManifest) -> Dataset:
-    """The rows of all files that fit, in the order of the files' names.
-
-    Raises:
-        UserError: none fits.
-
-    """
-    from datasets import load_dataset
-
-    files = sorted(str(file) for file in folder.glob(pattern))
-    if not files:
-        raise UserError(f"{manifest.dataset}: no file fits {pattern}; looked in {folder}")
-    return load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache_folder() / "benchmarks"))
-
-
-def column_values(table: Dataset, name: str) -> list[Any]:
-    """A column, or with `a.b` the field `b` of the column `a`."""
-    first, *rest = name.split(".")
-    values: list[Any] = table.select_columns([first]).to_dict()[first]
-    for part in rest:
-        values = [None if value is None else value.get(part) for value in values]
-    return values
 
 
 def _content_ids(pictures: Dataset) -> list[str]:

@@ -7,18 +7,15 @@ of the same kind. Made once, kept under the cache folder, and checked before reu
 from __future__ import annotations
 
 import io
-import json
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_tune.artifacts.folder import file_digest, table_digest, write_json
-from vla_tune.console import warn
+from vla_tune.artifacts.folder import table_digest
+from vla_tune.artifacts.store import made_once
 from vla_tune.data.manifests import BenchmarkManifest, DemonstrationsManifest, LabelledManifest, VqaManifest, load_manifest
 from vla_tune.data.scenes import SPLITS, noisy, picture_hash
 from vla_tune.errors import UserError
@@ -134,36 +131,7 @@ def _stored(manifest: VqaManifest, split: str) -> Path:
     """The parquet file of a whole split, made where it is missing or does not match its digest."""
     kind = "-".join([manifest.generator, *sorted(manifest.types), *([manifest.style] if manifest.style != "plain" else [])])
     folder = cache_folder() / "questions" / f"{kind}-{generator_of(manifest).version}.{QUESTIONS_VERSION}-seed-{manifest.seed}-{split}"
-    return stored(folder / FILE, lambda file: _write(file, manifest, split))
-
-
-def stored(file: Path, write: Callable[[Path], None]) -> Path:
-    """`file`, made by `write` where it is missing or does not match its digest; its folder holds nothing else."""
-    folder, digest = file.parent, file.with_name("digest.json")
-    if folder.exists():
-        if _matches(file, digest):
-            return file
-        warn(f"{folder} is damaged; what it held is made again")
-        shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        write(fresh / file.name)
-        write_json(fresh / digest.name, {"sha256": file_digest(fresh / file.name)})
-        fresh.rename(folder)
-    except OSError:
-        if not _matches(file, digest):  # else another process has put the same there meanwhile
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return file
-
-
-def _matches(file: Path, digest: Path) -> bool:
-    try:
-        return bool(json.loads(digest.read_text())["sha256"] == file_digest(file))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return made_once(folder / FILE, lambda file: _write(file, manifest, split))
 
 
 def _write(file: Path, manifest: VqaManifest, split: str) -> None:

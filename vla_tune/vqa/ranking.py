@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vla_tune.console import progress
-from vla_tune.vqa.batches import IGNORED, asked, replied_inputs
+from vla_tune.vlm.batches import IGNORED, asked, replied_inputs
 from vla_tune.vqa.scorers import LETTERS, options
 from vla_tune.vqa.scoring import most_frequent, normalise
 

@@ -64,22 +64,6 @@ def answer_loss(vlm: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     return loss
 
 
-class Memory:
-    """A set of questions that a method draws from while it trains; draw number k is the same whenever it is made.
-
-    Args:
-        questions: with pictures and answers.
-        processor: of the VLM that will read them.
-        seed: of the run.
-
-    """
-
-    def __init__(self, questions: Dataset, processor: ProcessorMixin, seed: int) -> None:
-        self.questions, self.processor, self._seed = questions, processor, seed
-
-    def draw(self, number: int, count: int, among: int | None = None) -> dict[str, Tensor]:
-        """`count` questions, drawn with replacement from the first `among` (default: all)."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
-        size = min(among or len(self.questions), len(self.questions))
-        rows: list[int] = torch.randint(size, (count,), generator=generator).tolist()
-        return answered_inputs(self.processor, self.questions, rows)
+def answer_tokens(inputs: dict[str, Tensor]) -> Tensor:
+    """Over how many tokens `answer_loss` is the mean."""
+    return (inputs["labels"] != IGNORED).sum()

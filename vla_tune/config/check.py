@@ -1,0 +1,157 @@
+"""One walk over the schema: it lists every option with its bounds and meaning, and checks a configuration's values."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_tune.config.schema import Config, StreamConfig, TrainConfig
+from vla_tune.config.values import value_of
+from vla_tune.errors import UserError, nearest
+from vla_tune.fields import Option, option_of_field
+from vla_tune.methods.options import STREAM_METHODS, TASK_METHODS, MethodConfig, section_of
+
+
+@dataclass(frozen=True)
+class Key:
+    """An option of the schema.
+
+    Args:
+        key: dotted; `stream.tasks[].name` is the name of an item of a list.
+        kind: its type, as it is annotated.
+        default: a fresh one; `dataclasses.MISSING` where it must be given.
+        section: the dataclass that it is a field of.
+        option: its bounds and its meaning.
+
+    """
+
+    key: str
+    kind: str
+    default: Any
+    section: type
+    option: Option
+
+    @property
+    def values(self) -> str:
+        """What a value must be, such as `at least 1`; empty where any of its type will do."""
+        return self.option.described(of_floats="float" in self.kind)
+
+    @property
+    def help(self) -> str:
+        """What the value does."""
+        return self.option.help
+
+
+def walk(section: type = Config, prefix: str = "") -> Iterator[Key]:
+    """Every option of a section, and of those below it, in the order of the schema.
+
+    Args:
+        section: a dataclass.
+        prefix: what stands before each key, such as `method.aegis.`.
+
+    """
+    hints = typing.get_type_hints(section)
+    for field in dataclasses.fields(section):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        option = option_of_field(field)
+        if option is None:
+            yield from walk(hint, f"{key}.")
+            continue
+        yield Key(key, str(field.type), _default(field), section, option)
+        if items := next((one for one in typing.get_args(hint) if isinstance(one, type) and dataclasses.is_dataclass(one)), None):
+            yield from walk(items, f"{key}[].")
+
+
+def check(config: Config) -> None:
+    """Nothing, where every value is one that its option takes.
+
+    Raises:
+        UserError: names the first key whose value it does not take, and what it must be.
+
+    """
+    _check_section(config)
+    _check_method(config.method.name, of_stream=bool(config.stream.tasks))
+    _check_needs(config, config)
+    _check_micro_batches(config.train)
+    _check_stream(config.stream)
+
+
+def warn_of_unused(method: MethodConfig) -> None:
+    """Options of a method that is not chosen do nothing, and whoever changed one should know."""
+    for section in dataclasses.fields(method):
+        options = getattr(method, section.name)
+        if section.name == section_of(method.name) or not dataclasses.is_dataclass(options):
+            continue
+        for option in dataclasses.fields(options):
+            value = getattr(options, option.name)
+            if value != _default(option):
+                from vla_tune.console import warn
+
+                warn(f"method.{section.name}.{option.name}={value} is not used: method.name is {method.name}")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _fields(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Option, Any]]:
+    """Key, field, option and value of everything in a configuration."""
+    for field in dataclasses.fields(section):
+        value, option = getattr(section, field.name), option_of_field(field)
+        if option is None:
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field, option, value
+
+
+def _check_section(section: Any) -> None:
+    for key, field, option, value in _fields(section):
+        if not option.takes(value):
+            raise UserError(f"{key}={value}: must be {option.described(of_floats='float' in str(field.type))}")
+
+
+def _check_needs(config: Config, section: Any) -> None:
+    for key, field, option, value in _fields(section):
+        for needed in option.needs if value != _default(field) else ():
+            if not value_of(config, needed):
+                raise UserError(f"{key}={value}: does nothing without {needed}; set {needed}, or leave {key} out")
+
+
+def _check_method(name: str, *, of_stream: bool) -> None:
+    names, others, what = (STREAM_METHODS, TASK_METHODS, "way to learn a stream") if of_stream else (TASK_METHODS, STREAM_METHODS, "method")
+    if name in names:
+        return
+    if name not in others:
+        raise UserError(f"method.name={name}: unknown {what}; {nearest(name, list(names))}")
+    why = "one task, and stream.tasks lists some" if of_stream else "a stream of tasks, and stream.tasks is empty"
+    raise UserError(f"method.name={name}: it learns {why}; known here: {', '.join(names)}")
+
+
+def _check_micro_batches(train: TrainConfig) -> None:
+    size, parts = train.batch_size, train.accumulate
+    if size % parts == 0:
+        return
+    sizes = [near for near in (size // parts * parts, (size // parts + 1) * parts) if near]
+    fewer = next(number for number in range(parts, 0, -1) if size % number == 0)
+    more = next((number for number in range(parts, size + 1) if size % number == 0), fewer)
+    numbers = " or ".join(map(str, sorted({fewer, more})))
+    raise UserError(
+        f"train.accumulate={parts}: must divide train.batch_size={size}; set train.batch_size={' or '.join(map(str, sizes))}, "
+        f"or train.accumulate={numbers}"
+    )
+
+
+def _check_stream(stream: StreamConfig) -> None:
+    names = [task.name for task in stream.tasks]
+    for name in names:
+        if not re.fullmatch(r"\w[\w .+-]*", name):
+            raise UserError(f"stream.tasks: '{name}': a name is of letters, digits, spaces and _.+-, and files are called by it")
+        if names.count(name) > 1:
+            raise UserError(f"stream.tasks: two are called '{name}'; results are told apart by name")
+    if stream.folder and not Path(stream.folder).expanduser().is_dir():
+        raise UserError(f"stream.folder={stream.folder}: there is no such folder")

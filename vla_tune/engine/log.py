@@ -1,0 +1,57 @@
+"""The log of a training: a JSON object for every logged step, in `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE = "metrics.jsonl"
+
+
+class Log:
+    """Writes rows; a figure stays on the device until its row is written."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row, where a reader sees it at once."""
+        self._file.write(json.dumps({name: as_number(value) for name, value in row.items()}) + "\n")
+        self._file.flush()
+
+
+@contextmanager
+def open_log(folder: Path) -> Iterator[Log]:
+    """The log of the run in `folder`, to be gone on with."""
+    with (folder / FILE).open("a") as file:
+        yield Log(file)
+
+
+def as_number(value: Any) -> Any:
+    """Tensors as plain numbers, in lists too."""
+    if isinstance(value, list):
+        return [as_number(one) for one in value]
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def cut(folder: Path, step: int) -> None:
+    """Drop the rows of steps after `step`, which a resumed run will write again."""
+    file = folder / FILE
+    if not file.exists():
+        return
+    kept = [line for line in file.read_text().splitlines() if (number := _step_of(line)) is not None and number <= step]
+    fresh = file.with_name(f"{FILE}.new")
+    fresh.write_text("".join(f"{line}\n" for line in kept))
+    fresh.replace(file)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a row cut short by a crash
+        return None

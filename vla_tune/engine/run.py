@@ -1,0 +1,145 @@
+"""Training: task after task, step after step. Plain training is a stream of one task."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vla_tune.console import progress, say
+from vla_tune.engine import after, checkpoint
+from vla_tune.engine.checkpoint import Place
+from vla_tune.engine.log import Log, cut, open_log
+from vla_tune.engine.signals import Interrupted, stop_signals
+from vla_tune.engine.sizes import Sizes
+from vla_tune.engine.step import Step
+from vla_tune.errors import RunError
+
+if TYPE_CHECKING:
+    from vla_tune.config import Config
+    from vla_tune.methods.base import Method
+
+KEPT = 2
+"""How many checkpoints stay: the newest, and the one before it."""
+
+
+@dataclass
+class Run:
+    """A training in the folder `path`.
+
+    Raises:
+        RunError: the loss or the gradient is no number; the newest checkpoint is named.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
+
+    """
+
+    config: Config
+    method: Method
+    path: Path
+    _from: Path | None = field(default=None, init=False)
+    """The checkpoint that it goes on from."""
+    _sizes: Sizes = field(default_factory=Sizes, init=False)
+
+    @property
+    def of_stream(self) -> bool:
+        """Whether what there is after each task is kept."""
+        return bool(self.config.stream.tasks)
+
+    def resumed(self) -> Place:
+        """Bring the model to the newest state in the folder; how far that is."""
+        tasks, found = after.done(self.path), checkpoint.newest(self.path)
+        self._from = found[0] if found and found[1] >= Place(tasks) else None
+        place = found[1] if found and self._from else Place(tasks)
+        if self._from:
+            self._sizes = Sizes(checkpoint.load_model(self._from, self.method, place)["sizes"])
+        elif tasks:
+            after.restore(self.path, tasks - 1, self.method)
+        say(f"resuming from step {place.step}{f' of task {place.task + 1}' if self.of_stream else ''}")
+        cut(self.path, self.steps_at(place))
+        return place
+
+    def steps_at(self, place: Place) -> int:
+        """Steps of all tasks so far."""
+        return place.task * self.config.train.steps + place.step
+
+    def learn(self, place: Place) -> None:
+        """From `place` to the end of the last task, with log rows and checkpoints in the folder."""
+        for task in range(place.task, len(self.method.learner.tasks)):
+            self._learn_task(task, place.step if task == place.task else 0)
+
+    def _learn_task(self, task: int, first: int) -> None:
+        """One task: its own seed, its own optimizer and schedule, so that every task can be gone on from."""
+        method, train, learner = self.method, self.config.train, self.method.learner
+        if not first:
+            torch.manual_seed(self.config.seed * 1000 + task if self.of_stream else self.config.seed)
+            method.task, method.steps = task, 0
+            method.look(task)
+            method.begin(task)
+        step = Step(method, *learner.optimizer(method.parameter_groups(train.lr)))
+        if first and self._from:
+            checkpoint.load_training(self._from, step, Place(task, first))
+        sizes = self._sizes if first else Sizes()
+        batches = learner.batches(task, first)
+        title = f"task {task + 1} of {len(learner.tasks)}, {learner.tasks[task]}" if self.of_stream else "train"
+        with progress(title, train.steps, "steps") as counter, stop_signals() as stopped, open_log(self.path) as log:
+            counter.skip(first)
+            for number in range(first + 1, train.steps + 1):
+                began = time.perf_counter()
+                batch = next(batches)
+                data_s = time.perf_counter() - began
+                sizes.add(sum(p.numel() for p in step.trained))
+                row = self._taken(step, batch, Place(task, number))
+                counter.advance(note=f"loss {float(row['loss']):.4f}")
+                learnt = not step.trained
+                last = number == train.steps or learnt
+                if number % train.log_every == 0 or last or stopped:
+                    self._log(log, Place(task, number), {**row, "data_s": data_s})
+                if learnt:
+                    say(f"what the model knows already is all that this task keeps: nothing is left to train after step {number}")
+                    sizes.add(0, train.steps - number)
+                    break
+                due = number % train.checkpoint_every == 0 or last or stopped
+                if due and not (last and self.of_stream):
+                    place = Place(task, number)
+                    checkpoint.save(self.path, self.steps_at(place), place, step, {"sizes": sizes.steps}, KEPT)
+                if stopped and not last:
+                    raise Interrupted(stopped[0])
+            learner.model.eval()
+            method.end(task)
+            if self.of_stream:
+                self._leave(task, sizes)
+            if stopped:
+                raise Interrupted(stopped[0])
+
+    def _taken(self, step: Step, batch: Any, place: Place) -> dict[str, Any]:
+        try:
+            return step(batch)
+        except FloatingPointError as error:
+            done = checkpoint.finished(self.path)
+            safe = f"the checkpoint of step {done[-1]} is safe" if done else "no checkpoint had been written"
+            task = f"task {place.task + 1}, " if self.of_stream else ""
+            raise RunError(
+                f"{task}step {place.step}: {error}; {safe} in {self.path}. Lower train.lr, or look for broken values in the dataset"
+            ) from None
+
+    def _log(self, log: Log, place: Place, row: dict[str, Any]) -> None:
+        task = {"task": place.task} if self.of_stream else {}
+        log.write({"step": self.steps_at(place), **task, **row})
+
+    def _leave(self, task: int, sizes: Sizes) -> None:
+        """Keep what there is after a task; checkpoints in the middle of it have had their day."""
+        method, learner = self.method, self.method.learner
+        record = {
+            "name": learner.tasks[task],
+            "trainable": sizes.summary(),
+            "added": method.added(),
+            "router": method.router.size if method.router is not None and method.routes else 0,
+            "fresh": sum(p.numel() for _, p in learner.fresh()) if task == 0 else 0,
+            **method.record(task),
+        }
+        after.leave(self.path, task, method, record)
+        shutil.rmtree(self.path / checkpoint.FOLDER, ignore_errors=True)

@@ -1,0 +1,23 @@
+"""Where a model computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from vla_tune.config import Config
+
+
+def resolve_device(name: str) -> str:
+    """Name the device that a configuration's `device` means: `auto` is the GPU where torch finds one, else the CPU."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(config: Config) -> Config:
+    """The configuration with the device named that `auto` means here, so that what is written says it."""
+    return dataclasses.replace(config, device=resolve_device(config.device))
