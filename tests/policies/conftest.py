@@ -53,3 +53,26 @@ def made(paligemma):
         return copy.deepcopy(known[kind]), base
 
     return make
+
+
+@pytest.fixture(scope="module")
+def batch_of():
+    """A function from a number of samples to a batch that every small policy's `forward` takes; some actions are padding."""
+
+    def batch(samples, *, seed=0):
+        draw = torch.Generator().manual_seed(seed)
+        present = torch.ones(samples, 6, dtype=torch.bool)
+        present[::2, 4:] = False
+        padded = torch.zeros(samples, 4, dtype=torch.bool)
+        for sample in range(samples):
+            padded[sample, 1 + sample % 4 :] = True
+        return {
+            "observation.image": torch.rand(samples, 3, 64, 64, generator=draw),
+            "observation.state": torch.randn(samples, 4, generator=draw),
+            "observation.language.tokens": torch.randint(5, 90, (samples, 6), generator=draw),
+            "observation.language.attention_mask": present,
+            "action": torch.randn(samples, 4, 4, generator=draw),
+            "action_is_pad": padded,
+        }
+
+    return batch

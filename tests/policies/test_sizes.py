@@ -44,4 +44,5 @@ def test_smolvla_is_16_of_32_layers_and_450_million_parameters(tmp_path):
 def test_the_interface_names_what_an_adapter_must_have():
     opening = {"policy_class", "vlm_name", "load", "put_vlm", "freeze_as_configured"}
     prefix = {"prefix_forward", "batch_prefix", "resized", "_bos"}
-    assert PolicyAdapter.__abstractmethods__ == opening | prefix | {"vlm", "expert"}
+    training = {"lerobot_dtype", "layers_alone", "final_norms"}
+    assert PolicyAdapter.__abstractmethods__ == opening | prefix | training | {"inner", "vlm", "expert"}

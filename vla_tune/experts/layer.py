@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from vla_tune.vlm.checkpointing import recomputing
 
 BASE = 0
 """The slot of a router that stands for the layer as it is: what goes there is changed by no expert."""
@@ -40,6 +43,10 @@ class Routing:
             yield
         finally:
             self.tasks, self.pictures = before
+
+    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """A function that makes a context with the tasks of now: for a forward pass that the backward pass repeats outside `routed`."""
+        return partial(self.routed, self.tasks, self.pictures)
 
     def rows(self, count: int) -> dict[int, Tensor] | int | None:
         """The task of all rows, or which of `count` rows belong to each task. Several rows a sample (pictures) lie together."""
@@ -135,6 +142,10 @@ class ExpertLinear(nn.Module):
         """Forget an expert that no mixture uses any more."""
         del self.down[name], self.up[name]
 
+    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """What `vlm.checkpointing` asks of a module whose result depends on more than its inputs."""
+        return self.routing.as_now()
+
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
         rows = self.routing.rows(len(x))
@@ -165,7 +176,7 @@ class ExpertLinear(nn.Module):
             both = torch.cat([*downs, mixture.weight]) @ tokens.T
             each, logits = both.split([len(downs) * self.rank, 1 + len(downs)])
             probabilities = gates(logits + mixture.bias[:, None], self.top_k)
-            if self.routing.watch is not None:
+            if self.routing.watch is not None and not recomputing():
                 self.routing.watch(self, probabilities.T.unflatten(0, x.shape[:-1]))
             inner = (each.unflatten(0, (len(downs), self.rank)) * probabilities[1:, None]).flatten(0, 1).T
         return torch.addmm(y.flatten(0, -2), inner, ups.T).view_as(y)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from vla_tune.policies.checkpointing import layer_by_layer
+from vla_tune.policies.flow import drawing, flow_draws, moved
+from vla_tune.policies.precision import compute_in
+from vla_tune.vlm.checkpointing import checkpoint_blocks
 from vla_tune.vlm.parts import Taps, decoder_of, residual_taps, vlm_group_of
 
 if TYPE_CHECKING:
@@ -36,6 +42,10 @@ class PolicyAdapter(ABC):
     changeable: ClassVar[frozenset[str]]
     without_weights: ClassVar[dict[str, Any]] = {}
     tokenizer: ClassVar[str | None] = None
+    lowered: ClassVar[tuple[str, ...]] = ("embed_image", "forward")
+    """The methods of `inner` that compute in what `prepare_forward` says."""
+    kept: ClassVar[tuple[str, ...]] = ()
+    """The methods of `inner` called from these that lerobot keeps in float32."""
 
     def __init__(self, policy: PreTrainedPolicy) -> None:
         self.policy = policy
@@ -86,7 +96,66 @@ class PolicyAdapter(ABC):
             self.policy.config.freeze_vision_encoder,
         )
 
+    def obey_settings(self) -> None:
+        """Bring a loaded policy to those of its settings that shape no weight: what is frozen, pi0's `gradient_checkpointing`."""
+        self.freeze_as_configured()
+
+    # Training.
+
+    def loss(self, batch: dict[str, Any], noise: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+        """The policy's own loss of a batch, with this noise and these times of the flow (`flow_draws`), or with lerobot's own draws."""
+        with nullcontext() if noise is None or time is None else drawing(self.policy.model, noise, time):
+            loss: Tensor = self.policy(batch)[0]
+        return loss
+
+    def loss_weight(self, batch: dict[str, Any]) -> Tensor:
+        """What the loss of this batch is a mean over, a float32 scalar on its device; the weight that makes means over parts one mean."""
+        actions: Tensor = batch["action"]
+        return torch.full((), float(len(actions)), device=actions.device)
+
+    def flow_draws(self, seed: int, step: int, samples: Sequence[int], whole: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Noise `[len(samples), chunk, dim]` and times of these samples of a batch of `whole`: functions of seed, step and sample."""
+        shape = (whole, self.policy.config.chunk_size, self.policy.config.max_action_dim)
+        noise, time = flow_draws(self.policy.model, seed, step, samples, shape)
+        return moved(noise, device), moved(time, device)
+
+    def prepare_forward(self, dtype: torch.dtype = torch.float32, *, checkpointing: bool = False) -> None:
+        """What VLM and expert compute in from here on, from float32 weights, and whether their activations are computed again.
+
+        The projections of states, actions and times and the loss stay in float32. A later call takes the place of an earlier one.
+        """
+        inner = self.inner
+        for method in (*self.lowered, *self.kept):
+            vars(inner).pop(method, None)
+        checkpoint_blocks(self.vlm, on=checkpointing)
+        if checkpointing:
+            inner.forward = partial(layer_by_layer, inner, self.layers_alone, self.final_norms)
+        if dtype != torch.float32:
+            for method in self.kept:
+                compute_in(inner, method, None)
+            for method in self.lowered:
+                compute_in(inner, method, dtype)
+
+    @abstractmethod
+    def lerobot_dtype(self) -> torch.dtype:
+        """The type in which lerobot builds VLM and expert, and so computes, on any device."""
+
+    @staticmethod
+    @abstractmethod
+    def layers_alone(inner: Any) -> Iterator[tuple[list[nn.Module], Any]]:
+        """Each layer's modules, and a stand-in for `inner` with this layer alone, whose final norms do nothing."""
+
+    @staticmethod
+    @abstractmethod
+    def final_norms(inner: Any, streams: list[Tensor], call: dict[str, Any]) -> list[Tensor]:
+        """`inner`'s final norms of the VLM's and the expert's stream, in a forward pass called with `call`."""
+
     # The VLM.
+
+    @property
+    @abstractmethod
+    def inner(self) -> Any:
+        """lerobot's model of VLM and expert."""
 
     @property
     @abstractmethod

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -76,18 +77,56 @@ class PaliGemmaAdapter(PolicyAdapter):
             self.vlm.lm_head.weight = table
 
     def freeze_as_configured(self) -> None:
-        inner = self.policy.model.paligemma_with_expert
-        self._thaw(inner)
-        inner._set_requires_grad()  # noqa: SLF001
+        self._thaw(self.inner)
+        self.inner._set_requires_grad()  # noqa: SLF001
+
+    def obey_settings(self) -> None:
+        """lerobot looks at `gradient_checkpointing` when it makes a policy, and never again."""
+        super().obey_settings()
+        model = self.policy.model
+        (model.gradient_checkpointing_enable if self.policy.config.gradient_checkpointing else model.gradient_checkpointing_disable)()
+
+    def prepare_forward(self, dtype: torch.dtype = torch.float32, *, checkpointing: bool = False) -> None:
+        """Also in place of lerobot's `gradient_checkpointing`: that checkpoints the model and each layer in it, a forward pass more."""
+        checkpointing = checkpointing or self.policy.config.gradient_checkpointing
+        self.policy.model.gradient_checkpointing_disable()
+        super().prepare_forward(dtype, checkpointing=checkpointing)
+
+    def lerobot_dtype(self) -> torch.dtype:
+        """What the policy's `dtype` says."""
+        dtype: torch.dtype = getattr(torch, self.policy.config.dtype)
+        return dtype
+
+    @staticmethod
+    def layers_alone(inner: Any) -> Iterator[tuple[list[nn.Module], Any]]:
+        decoder, expert = inner.paligemma.model.language_model, inner.gemma_expert.model
+        for layers in zip(decoder.layers, expert.layers, strict=True):
+            block, own = (SimpleNamespace(layers=[layer], norm=_unchanged, rotary_emb=decoder.rotary_emb) for layer in layers)
+            one = SimpleNamespace(
+                paligemma=SimpleNamespace(model=SimpleNamespace(language_model=block)), gemma_expert=SimpleNamespace(model=own)
+            )
+            yield list(layers), one
+
+    @staticmethod
+    def final_norms(inner: Any, streams: list[Tensor], call: dict[str, Any]) -> list[Tensor]:
+        from lerobot.policies.pi_gemma import layernorm_forward
+
+        norms = inner.paligemma.model.language_model.norm, inner.gemma_expert.model.norm
+        conditions = call.get("adarms_cond") or [None, None]
+        return [layernorm_forward(norm, stream, cond)[0] for norm, stream, cond in zip(norms, streams, conditions, strict=True)]
+
+    @property
+    def inner(self) -> Any:
+        return self.policy.model.paligemma_with_expert
 
     @property
     def vlm(self) -> PaliGemmaForConditionalGeneration:
-        vlm: PaliGemmaForConditionalGeneration = self.policy.model.paligemma_with_expert.paligemma
+        vlm: PaliGemmaForConditionalGeneration = self.inner.paligemma
         return vlm
 
     @property
     def expert(self) -> nn.Module:
-        return self.policy.model.paligemma_with_expert.gemma_expert  # type: ignore[no-any-return]
+        return self.inner.gemma_expert  # type: ignore[no-any-return]
 
     def expert_layers(self) -> list[nn.Module]:
         return list(self.expert.model.layers)  # type: ignore[union-attr,arg-type]
@@ -127,3 +166,8 @@ class PaliGemmaAdapter(PolicyAdapter):
     @property
     def _bos(self) -> int | None:
         return BOS
+
+
+def _unchanged(stream: Tensor, cond: Tensor | None = None) -> tuple[Tensor, None]:  # noqa: ARG001
+    """In a norm's place."""
+    return stream, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -28,6 +30,8 @@ class SmolVLAAdapter(PolicyAdapter):
     )
 
     without_weights: ClassVar[dict[str, Any]] = {"load_vlm_weights": False}
+    kept: ClassVar[tuple[str, ...]] = ("eager_attention_forward",)
+    """It multiplies queries and keys in float32."""
 
     policy: SmolVLAPolicy
 
@@ -62,19 +66,60 @@ class SmolVLAAdapter(PolicyAdapter):
         return AutoConfig.from_pretrained(vlm).dtype in (None, torch.float32)
 
     def freeze_as_configured(self) -> None:
-        inner = self.policy.model.vlm_with_expert
+        inner = self.inner
         self._thaw(inner)
         inner.set_requires_grad()
         self.policy.model.set_requires_grad()
 
+    def loss_weight(self, batch: dict[str, Any]) -> Tensor:
+        """lerobot divides by how many actions of the batch are no padding."""
+        if "action_is_pad" not in batch:
+            return super().loss_weight(batch)
+        return (~batch["action_is_pad"]).sum().float()
+
+    def lerobot_dtype(self) -> torch.dtype:
+        """The VLM's own, or bfloat16 where lerobot is told to load the VLM's weights; the expert's is the VLM's."""
+        if self.policy.config.load_vlm_weights:
+            return torch.bfloat16
+        return self.inner.config.get_text_config().dtype or torch.float32  # type: ignore[no-any-return]
+
+    @staticmethod
+    def layers_alone(inner: Any) -> Iterator[tuple[list[nn.Module], Any]]:
+        as_is = SimpleNamespace(norm=nn.Identity())
+        layers = inner.get_model_layers([inner.get_vlm_model().text_model, inner.lm_expert])
+        for number, (block, expert) in enumerate(zip(*layers, strict=True)):
+            every = inner.self_attn_every_n_layers
+            crosses = "cross" in inner.attention_mode and not (every > 0 and number % every == 0)
+            one = SimpleNamespace(
+                vlm=inner.vlm,
+                get_vlm_model=lambda: SimpleNamespace(text_model=as_is),
+                lm_expert=as_is,
+                num_vlm_layers=1,
+                get_model_layers=lambda _models, block=block, expert=expert: [[block], [expert]],
+                attention_mode="cross_attn" if crosses else "self_attn",
+                self_attn_every_n_layers=0,
+                forward_attn_layer=inner.forward_attn_layer,
+                forward_cross_attn_layer=inner.forward_cross_attn_layer,
+            )
+            yield [block] if expert is None else [block, expert], one
+
+    @staticmethod
+    def final_norms(inner: Any, streams: list[Tensor], call: dict[str, Any]) -> list[Tensor]:  # noqa: ARG004
+        vlm, expert = streams
+        return [inner.get_vlm_model().text_model.norm(vlm), inner.lm_expert.norm(expert)]
+
+    @property
+    def inner(self) -> Any:
+        return self.policy.model.vlm_with_expert
+
     @property
     def vlm(self) -> SmolVLMForConditionalGeneration:
-        vlm: SmolVLMForConditionalGeneration = self.policy.model.vlm_with_expert.vlm
+        vlm: SmolVLMForConditionalGeneration = self.inner.vlm
         return vlm
 
     @property
     def expert(self) -> nn.Module:
-        return self.policy.model.vlm_with_expert.lm_expert  # type: ignore[no-any-return]
+        return self.inner.lm_expert  # type: ignore[no-any-return]
 
     def resized(self, images: Tensor) -> Tensor:
         from lerobot.policies.common.vla_utils import resize_with_pad

@@ -54,7 +54,7 @@ def load_start(config: PolicyConfig, device: str) -> PreTrainedPolicy:
         if key not in adapter.changeable:
             raise UserError(f"policy.settings.{key}={value}: the policy at policy.path was made with {getattr(policy.config, key)}")
         setattr(policy.config, key, value)
-    adapter.freeze_as_configured()
+    adapter.obey_settings()
     return policy
 
 

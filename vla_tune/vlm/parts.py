@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vla_tune.vlm.checkpointing import recomputing
+
 TEXT = r"model\.(text_model|language_model)\.layers\.\d+"
 """A regular expression for the full names of the text decoder's blocks."""
 VISION = r"model\.(vision_model|vision_tower(\.vision_model)?)\.encoder\.layers\.\d+"
@@ -95,7 +97,8 @@ def residual_taps(vlm: nn.Module, taps: Taps) -> Iterator[Taps]:
     norms = [first_norm(layer) for layer in decoder.layers[1:]] + [decoder.norm]
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        taps.states.append(inputs[0])
+        if not recomputing():
+            taps.states.append(inputs[0])
 
     handles = [norm.register_forward_pre_hook(keep) for norm in norms]
     try:
