@@ -75,6 +75,8 @@ class Videos:
             self._open, self._process = OrderedDict(), os.getpid()
         if path not in self._open:
             container = av.open(str(path))
+            if not container.streams.video:
+                raise ValueError(f"{path} holds no video; is it complete?")
             container.streams.video[0].codec_context.thread_count = 1  # threads delay the first frame after a jump
             self._open[path] = container
         self._open.move_to_end(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from vla_tune.data.frames import Frames, open_frames
 from vla_tune.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 Transforms = Callable[[Tensor], Tensor]
@@ -194,8 +198,12 @@ def training_batches(
         generator=torch.Generator(),  # else it draws from the global generator, and a resumed run draws once more
     )
     with _undisturbed():
+        own = set(multiprocessing.active_children())
         batches = iter(loader)
-    return _checked(batches)
+        processes = list(set(multiprocessing.active_children()) - own)
+    checked = _checked(batches, processes)
+    weakref.finalize(checked, _end, processes)  # also when the program ends, which waits for its processes
+    return checked
 
 
 def helpful_workers(frames: Frames) -> int:
@@ -293,7 +301,15 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, handler)
 
 
-def _checked(batches: Iterator[Any]) -> Iterator[dict[str, Any]]:
+def _end(processes: list[BaseProcess]) -> None:
+    """End what is still there of processes that only read."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def _checked(batches: Iterator[Any], processes: list[BaseProcess]) -> Iterator[dict[str, Any]]:
     try:
         while True:
             try:
@@ -306,4 +322,5 @@ def _checked(batches: Iterator[Any]) -> Iterator[dict[str, Any]]:
                 raise RunError(batch.message)
             yield batch
     finally:
-        del batches  # ends the workers, also where the exception is kept
+        del batches  # torch asks its workers to end, unless an exception that somebody keeps refers to them
+        _end(processes)
