@@ -201,9 +201,8 @@ def training_batches(
         own = set(multiprocessing.active_children())
         batches = iter(loader)
         processes = list(set(multiprocessing.active_children()) - own)
-    checked = _checked(batches, processes)
-    weakref.finalize(checked, _end, processes)  # also when the program ends, which waits for its processes
-    return checked
+    weakref.finalize(batches, _end, processes)  # also when the program ends, which waits for its processes
+    return _checked(batches, processes)
 
 
 def helpful_workers(frames: Frames) -> int:
@@ -286,10 +285,11 @@ def _unchanged(batch: Any) -> Any:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Start processes that Ctrl-C and SIGTERM do not reach (the parent ends them), and leave the parent's handlers as they are.
+    """Start or end processes: Ctrl-C and SIGTERM do not reach new ones (the parent ends them), and the parent's handlers stay.
 
     torch's handler of SIGCHLD would raise in the middle of a training step; a dead worker is noticed when its batch is due.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # its default; where it is not set, tokenizers warns of every fork
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -302,11 +302,14 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _end(processes: list[BaseProcess]) -> None:
-    """End what is still there of processes that only read."""
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()
+    """End what is still there of processes that only read; another loader's handler of SIGCHLD would raise."""
+    with _undisturbed():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
 
 
 def _checked(batches: Iterator[Any], processes: list[BaseProcess]) -> Iterator[dict[str, Any]]:
@@ -317,10 +320,10 @@ def _checked(batches: Iterator[Any], processes: list[BaseProcess]) -> Iterator[d
             except (RuntimeError, OSError, EOFError) as error:  # the latter where the worker had a batch on its way
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
+                _end(processes)  # the exception refers to them
                 raise RunError(f"{DIED} ({type(error).__name__})") from None
             if isinstance(batch, _Unreadable):
                 raise RunError(batch.message)
             yield batch
     finally:
-        del batches  # torch asks its workers to end, unless an exception that somebody keeps refers to them
-        _end(processes)
+        del batches  # torch asks its workers to end
