@@ -23,7 +23,7 @@ from lerobot.datasets.sampler import EpisodeAwareSampler
 from lerobot.utils.utils import cycle
 from torch.utils.data import DataLoader
 
-from vla_tune.engine.data import as_floats, episode_frames, opened, to_device, training_batches
+from vla_tune.data.batches import as_floats, episode_frames, opened, to_device, training_batches
 
 CHUNK = 50
 """Actions that are read with each frame, as SmolVLA does."""
