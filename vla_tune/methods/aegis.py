@@ -78,7 +78,7 @@ class Aegis(Method):
         task = filled(self._blocks)
         self._pull = {name: g for part in gradients.values() for name, g in part.items()} or self._pull
         self.diagnostics = {} if self.options.project == "update" else self._project(task)
-        self.diagnostics["drift"] = [w2 / self.adapter.width for w2 in self._drift]
+        self.diagnostics["drift"] = [w2.double() / self.adapter.width for w2 in self._drift]
 
     def before_update(self) -> None:
         if self.options.project == "update":
