@@ -34,7 +34,7 @@ def frame_moments(adapter: PolicyAdapter, batches: Iterable[dict[str, Any]], cou
                 norm = adapter.layers()[0].get_submodule("input_layernorm")
                 told = norm.register_forward_pre_hook(lambda *_, taps=taps: setattr(inputs, "mask", taps.mask))
                 try:
-                    adapter.policy.forward(batch)
+                    adapter.policy(batch)
                 finally:
                     told.remove()
             assert taps.mask is not None

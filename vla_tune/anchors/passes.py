@@ -6,7 +6,7 @@ statistics of the two are kept apart and never compared with each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from vla_tune.anchors.inputs import LinearInputs
     from vla_tune.anchors.outputs import OutputGradients
-
-STOCK = "stock."
-"""What the names of the Hugging Face path's statistics start with."""
 
 
 @torch.no_grad()
@@ -121,17 +118,6 @@ def drift(moments: list[Moments], mean: list[Tensor], std: list[Tensor]) -> list
         float(wasserstein2(now.mean.cpu(), now.std().cpu(), mean_a.double(), std_a.double())) / len(mean_a)
         for now, mean_a, std_a in zip(moments[: len(mean)], mean, std, strict=True)
     ]
-
-
-def tensors_of(moments: Iterable[Moments], prefix: str = "") -> dict[str, Tensor]:
-    """`{prefix}layers.{i}.mean`, `.std` (float32 `[d]`) and `.count` (int64), as an anchor artifact holds them."""
-    tensors: dict[str, Tensor] = {}
-    for number, layer in enumerate(moments):
-        name = f"{prefix}layers.{number}"
-        tensors[f"{name}.mean"] = layer.mean.float().cpu()
-        tensors[f"{name}.std"] = layer.std().float().cpu()
-        tensors[f"{name}.count"] = torch.tensor(layer.count)
-    return tensors
 
 
 class InstructionTokens:
