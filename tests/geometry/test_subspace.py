@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from vla_tune.geometry.subspace import (
     SecondMoment,
@@ -187,6 +188,17 @@ def test_protected_pairs_are_gone_and_nothing_else_changes(seed, out, width, j, 
     assert torch.allclose((v.T @ left @ u)[pairs], torch.zeros(int(pairs.sum()), dtype=g.dtype), atol=1e-10)
     assert torch.allclose((v.T @ left @ u)[~pairs], (v.T @ g @ u)[~pairs], atol=1e-10)
     assert torch.allclose(project_pairs(left, v, u, pairs), left, atol=1e-10)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_pairs_are_taken_out_in_the_cheapest_order(out, width, j, i):
+    """Counted by torch, against the four orders written out."""
+    v, u, g = torch.zeros(out, j), torch.zeros(width, i), torch.zeros(out, width)
+    with FlopCounterMode(display=False) as counter:
+        project_pairs(g, v, u, torch.ones(j, i))
+    inwards = min(j * out * width + j * width * i, out * width * i + j * out * i)
+    outwards = min(out * j * i + out * i * width, j * i * width + out * j * width)
+    assert counter.get_total_flops() == 2 * (inwards + outwards)
 
 
 @given(seeds, st.integers(1, 6), widths, st.integers(0, 12))

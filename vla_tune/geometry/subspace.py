@@ -180,7 +180,7 @@ def leading_pairs(outputs: Tensor, inputs: Tensor, energy: float, total: float) 
 
 
 def project_pairs(gradient: Tensor, outputs: Tensor, inputs: Tensor, pairs: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """What is left of a weight gradient outside the protected pairs: G - V ((V^T G U) * pairs) U^T.
+    """What is left of a weight gradient outside the protected pairs: G - V ((V^T G U) * pairs) U^T, in the cheapest order of products.
 
     Args:
         gradient: G, `[rows, d]`.
@@ -189,8 +189,20 @@ def project_pairs(gradient: Tensor, outputs: Tensor, inputs: Tensor, pairs: Tens
         out: where to write it; may be the gradient itself.
 
     """
-    inside = outputs @ ((outputs.T @ (gradient @ inputs)) * pairs)
-    return torch.addmm(gradient, inside, inputs.T, alpha=-1, out=out)
+    (rows, width), (j, i) = gradient.shape, pairs.shape
+    if left_first(j, rows, width, i):
+        inside = (outputs.T @ gradient) @ inputs
+    else:
+        inside = outputs.T @ (gradient @ inputs)
+    inside = inside * pairs
+    if left_first(rows, j, i, width):
+        return torch.addmm(gradient, outputs @ inside, inputs.T, alpha=-1, out=out)
+    return torch.addmm(gradient, outputs, inside @ inputs.T, alpha=-1, out=out)
+
+
+def left_first(a: int, b: int, c: int, d: int) -> bool:
+    """Whether (A B) C takes no more multiplications than A (B C), for A `[a, b]`, B `[b, c]` and C `[c, d]`."""
+    return a * b * c + a * c * d <= b * c * d + a * b * d
 
 
 def share_inside(moment: Tensor, basis: Tensor) -> float:
