@@ -42,14 +42,15 @@ class Subspace(Method):
             self.diagnostics = {"energy_shed": self._by_block(self._protection.project_gradients())}
         return loss
 
-    def _by_block(self, energies: dict[str, tuple[float, float]]) -> list[float | None]:
+    def _by_block(self, energies: dict[str, Tensor]) -> list[float | None]:
         """The share of the task gradient's energy that each decoder block lost; None for a frozen block."""
-        blocks: dict[str, list[tuple[float, float]]] = {}
-        for name, energy in energies.items():
+        blocks: dict[str, list[list[float]]] = {}
+        figures: list[list[float]] = torch.stack(list(energies.values())).tolist() if energies else []  # one wait for the device
+        for name, energy in zip(energies, figures, strict=True):
             blocks.setdefault(vlm_group_of(name), []).append(energy)
         shed: list[float | None] = []
         for block in range(len(self.adapter.layers())):
-            whole, free = (sum(part) for part in zip(*blocks.get(f"layers.{block}", [(0.0, 0.0)]), strict=True))
+            whole, free = (sum(part) for part in zip(*blocks.get(f"layers.{block}", [[0.0, 0.0]]), strict=True))
             shed.append(1 - free / whole if whole else None)
         return shed
 
