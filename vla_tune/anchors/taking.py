@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from vla_tune.anchors.artifact import Directions
-from vla_tune.anchors.frames import frame_moments
+from vla_tune.anchors.frames import Frames, frame_moments
 from vla_tune.anchors.inputs import LinearInputs
 from vla_tune.anchors.outputs import OutputGradients
 from vla_tune.anchors.passes import answer_gradients, policy_moments, stock_moments
@@ -16,7 +16,7 @@ from vla_tune.geometry.subspace import rank_of
 from vla_tune.policies.loading import grafted_vlm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from datasets import Dataset
     from torch import Tensor
@@ -37,15 +37,6 @@ class Layers:
 
     looked_at: list[str]
     trained: list[str]
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Robot batches, preprocessed as the policy's training forward takes them, and how many there are at most."""
-
-    adapter: PolicyAdapter
-    batches: Iterable[dict[str, Any]]
-    count: int
 
 
 @dataclass(frozen=True)
@@ -81,16 +72,23 @@ def take_anchor(
         frames: opens the robot's frames; asked when the questions are done.
 
     """
+    read = LinearInputs(config.exact_width, config.rank)
+    policy, stock, inputs, outputs = _over_questions(adapter, base, questions, layers, config, read)
+    robot, robot_inputs = _over_frames(frames(), layers.looked_at, config)
+    return Taken(policy, stock, robot, inputs, outputs, read.reads, read.tokens, robot_inputs)
+
+
+def _over_questions(
+    adapter: PolicyAdapter, base: str, questions: Dataset, layers: Layers, config: AnchorConfig, read: LinearInputs
+) -> tuple[list[Moments], list[Moments], dict[str, Directions], dict[str, Directions]]:
+    """The VLM at full depth is let go of before the robot's frames need a policy of their own."""
     vlm, processor = grafted_vlm(adapter.policy, base)
     policy = policy_moments(adapter, questions, config.batch_size)
     nn.Module.to(vlm, next(adapter.policy.parameters()).device)
-    read = LinearInputs(config.exact_width, config.rank)
     with read.watching(vlm, layers.looked_at):
         stock = stock_moments(vlm, processor, questions, config.batch_size, "anchor, Hugging Face path", read)
     inputs = _directions(read.moments, config)
-    outputs = _directions(_felt(vlm, processor, questions, layers.trained, config), config)
-    robot, robot_inputs = _over_frames(frames(), layers.looked_at, config)
-    return Taken(policy, stock, robot, inputs, outputs, read.reads, read.tokens, robot_inputs)
+    return policy, stock, inputs, _directions(_felt(vlm, processor, questions, layers.trained, config), config)
 
 
 def _felt(
@@ -112,7 +110,7 @@ def _over_frames(
     if frames is None:
         return [], {}
     with read.watching(frames.adapter.vlm, layers):
-        return frame_moments(frames.adapter, frames.batches, frames.count, read), read.moments
+        return frame_moments(frames, read), read.moments
 
 
 def _directions(moments: dict[str, SecondMoment | SketchedMoment], config: AnchorConfig) -> dict[str, Directions]:

@@ -53,8 +53,9 @@ class SecondMoment:
 class SketchedMoment:
     """As `SecondMoment`, of bounded memory: Frequent Directions (Liberty, 2013) with `rank` rows.
 
-    Shrunk by the eigenvectors of its Gram matrix, which costs a fraction of a singular value decomposition. The sketch B `[rows, d]`, at most 2 rank rows, has 0 <= X^T X - B^T B <= ||X||_F^2 / rank in every direction, so a kept
-    eigenvalue is never too large, and too small by no more than that.
+    Shrunk by the eigenvectors of its Gram matrix, which costs a fraction of a singular value decomposition. The sketch
+    B `[rows, d]`, at most 2 rank rows, has 0 <= X^T X - B^T B <= ||X||_F^2 / rank in every direction, so a kept eigenvalue
+    is never too large, and too small by no more than that.
     """
 
     rank: int
@@ -190,11 +191,8 @@ def project_pairs(gradient: Tensor, outputs: Tensor, inputs: Tensor, pairs: Tens
 
     """
     (rows, width), (j, i) = gradient.shape, pairs.shape
-    if left_first(j, rows, width, i):
-        inside = (outputs.T @ gradient) @ inputs
-    else:
-        inside = outputs.T @ (gradient @ inputs)
-    inside = inside * pairs
+    first = left_first(j, rows, width, i)
+    inside = pairs * ((outputs.T @ gradient) @ inputs if first else outputs.T @ (gradient @ inputs))
     if left_first(rows, j, i, width):
         return torch.addmm(gradient, outputs @ inside, inputs.T, alpha=-1, out=out)
     return torch.addmm(gradient, outputs, inside @ inputs.T, alpha=-1, out=out)

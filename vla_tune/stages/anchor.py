@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_tune.anchors.artifact import SUBSPACE_FILE, write_anchor
+from vla_tune.anchors.frames import Frames
 from vla_tune.anchors.inputs import linears
 from vla_tune.anchors.overview import by_layer, show_parts
-from vla_tune.anchors.taking import Frames, Layers, take_anchor
+from vla_tune.anchors.taking import Layers, take_anchor
 from vla_tune.artifacts.folder import Artifact, Draft
 from vla_tune.console import say
 from vla_tune.learners.base import part_blocks
@@ -86,4 +87,4 @@ def _frames(config: Config) -> Frames | None:
     counts = [min(size, frames - begun) for begun in range(0, frames, size)]
     loaded = zip(make_loader(config, start.dataset, 0), counts, strict=False)
     batches = (start.processors[0](as_floats({key: part[:count] for key, part in batch.items()})) for batch, count in loaded)
-    return Frames(adapt(start.policy.eval()), batches, len(counts))
+    return Frames(adapt(start.policy.eval()), batches, size, len(counts))
