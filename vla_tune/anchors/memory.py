@@ -20,8 +20,8 @@ from vla_tune.console import say
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHARE = 0.5
-"""Of the free memory, what a pass may take: samples differ, and kernels need room of their own."""
+SHARE = 0.25
+"""Of the free memory, what a pass may take: samples differ, what it gathers grows, and large ones gain little by going together."""
 CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -60,18 +60,18 @@ class SketchedMoment:
 
     rank: int
     count: int
-    trace: float
+    trace: Tensor
     rows: Tensor
 
     @classmethod
     def empty(cls, width: int, rank: int, device: torch.device | str = "cpu") -> SketchedMoment:
         """Nothing seen yet."""
-        return cls(rank, 0, 0.0, torch.zeros(0, width, device=device))
+        return cls(rank, 0, torch.zeros((), dtype=torch.float64, device=device), torch.zeros(0, width, device=device))
 
     def update(self, x: Tensor) -> None:
         """Add the rows of `x`, `[n, d]`."""
         self.count += len(x)
-        self.trace += float(x.float().square().sum(dtype=torch.float64))
+        self.trace = self.trace + x.float().square().sum(dtype=torch.float64)
         while len(x):
             room = 2 * self.rank - len(self.rows)
             self.rows = torch.cat([self.rows, x[:room].float()])
@@ -89,7 +89,7 @@ class SketchedMoment:
     @property
     def energy(self) -> float:
         """The mean squared norm, exact."""
-        return self.trace / max(self.count, 1)
+        return float(self.trace) / max(self.count, 1)
 
     def principal(self) -> tuple[Tensor, Tensor]:
         """The leading `rank` eigenvalues and eigenvectors `[d, k]`, or those that stand out from rounding; float64."""
