@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from vla_tune.geometry.subspace import (
     SecondMoment,
@@ -73,6 +74,35 @@ def test_a_sketch_is_never_too_large_and_too_small_by_no_more_than_its_bound(see
     assert eigenvalues.max() <= scale / rank * (1 + 1e-5)
     assert both.energy == pytest.approx(scale / count)
     assert len(both.principal()[0]) <= rank
+
+
+@given(seeds, st.integers(1, 60), st.integers(2, 12), st.integers(1, 6), st.floats(0, 3), st.integers(1, 20))
+def test_a_sketch_has_eigenvalues_within_its_bound_and_orthonormal_directions(seed, count, width, rank, steepness, batch):
+    x = rows(seed, count, width) * torch.exp(-steepness * torch.arange(width))
+    sketch = SketchedMoment.empty(width, rank)
+    for part in x.split(batch):
+        sketch.update(part)
+    assert len(sketch.rows) <= 2 * rank
+    values, vectors = sketch.principal()
+    exact, scale = moment(x).principal()[0][: len(values)], float(x.square().sum()) / count
+    assert (values <= exact + 1e-5 * scale).all()
+    assert (values >= exact - scale / rank * (1 + 1e-5)).all()
+    assert torch.allclose(vectors.T @ vectors, torch.eye(len(values), dtype=torch.float64), atol=1e-5)
+
+
+@given(seeds, st.integers(1, 12), st.integers(2, 16))
+def test_a_sketch_of_no_more_rows_than_its_rank_is_exact(seed, count, width):
+    x = rows(seed, count, width, rank=max(1, count // 2))
+    sketch, whole = SketchedMoment.empty(width, count), moment(x)
+    sketch.update(x)
+    values, vectors = sketch.principal()
+    assert torch.allclose(vectors * values @ vectors.T, whole.total / whole.count, atol=1e-5 * whole.energy)
+
+
+def test_an_empty_sketch_has_no_direction():
+    values, vectors = SketchedMoment.empty(5, 3).principal()
+    assert values.shape == (0,)
+    assert vectors.shape == (5, 0)
 
 
 @given(seeds, st.integers(1, 8), st.integers(0, 12), widths)
@@ -158,6 +188,17 @@ def test_protected_pairs_are_gone_and_nothing_else_changes(seed, out, width, j, 
     assert torch.allclose((v.T @ left @ u)[pairs], torch.zeros(int(pairs.sum()), dtype=g.dtype), atol=1e-10)
     assert torch.allclose((v.T @ left @ u)[~pairs], (v.T @ g @ u)[~pairs], atol=1e-10)
     assert torch.allclose(project_pairs(left, v, u, pairs), left, atol=1e-10)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_pairs_are_taken_out_in_the_cheapest_order(out, width, j, i):
+    """Counted by torch, against the four orders written out."""
+    v, u, g = torch.zeros(out, j), torch.zeros(width, i), torch.zeros(out, width)
+    with FlopCounterMode(display=False) as counter:
+        project_pairs(g, v, u, torch.ones(j, i))
+    inwards = min(j * out * width + j * width * i, out * width * i + j * out * i)
+    outwards = min(out * j * i + out * i * width, j * i * width + out * j * width)
+    assert counter.get_total_flops() == 2 * (inwards + outwards)
 
 
 @given(seeds, st.integers(1, 6), widths, st.integers(0, 12))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_tune.anchors.artifact import load_anchor
 from vla_tune.anchors.protection import Protection
@@ -141,3 +142,33 @@ def test_an_anchor_without_gradients_serves_the_input_side_alone(setup, tmp_path
     anchor_stage.run(config("anchor.gradients=0"), tmp_path)
     with pytest.raises(UserError, match="sides=inputs"):
         train.run(config("method.subspace.sides=both"), tmp_path)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: values read one by one, and sizes that depend on values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sides", ["inputs", "both"])
+def test_the_projection_waits_for_nothing_on_the_device(setup, monkeypatch, sides):
+    config, run = setup
+    vlm = Demonstrations(config()).adapter.vlm
+    protection = Protection(load_anchor(run / "anchor"), sides, 0.9, vlm, dict(vlm.named_parameters()))
+    for parameter in vlm.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+
+    def wait(*_):
+        raise AssertionError("waits")
+
+    for name in ("tolist", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, wait)
+    with Waits() as waits:
+        energies = protection.project_gradients()
+        protection.project_changes()
+    assert energies
+    assert waits.count == 0

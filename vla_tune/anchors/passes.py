@@ -6,14 +6,15 @@ statistics of the two are kept apart and never compared with each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vla_tune.anchors.memory import Portions, checkpointed
 from vla_tune.console import progress
 from vla_tune.geometry.gaussian import Moments, gather, wasserstein2
 from vla_tune.policies.base import PolicyAdapter
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from vla_tune.anchors.inputs import LinearInputs
     from vla_tune.anchors.outputs import OutputGradients
 
-STOCK = "stock."
-"""What the names of the Hugging Face path's statistics start with."""
-
 
 @torch.no_grad()
 def policy_moments(adapter: PolicyAdapter, questions: Dataset, batch_size: int) -> list[Moments]:
@@ -43,15 +41,19 @@ def policy_moments(adapter: PolicyAdapter, questions: Dataset, batch_size: int) 
     device = next(policy.parameters()).device
     tokenise = InstructionTokens(adapter)
     totals: list[Moments] = []
-    with progress("anchor, policy path", len(questions), "questions") as counter:
-        for start in range(0, len(questions), batch_size):
-            batch = questions[start : start + batch_size]
-            tokens, token_mask = tokenise(batch["question"])
-            pictures = pixels(batch["image"], adapter.resized)
-            taps = adapter.prefix_forward(pictures.to(device), tokens.to(device), token_mask.to(device))
-            assert taps.mask is not None
-            totals = gather(totals, taps.states, taps.mask)
-            counter.advance(len(batch["question"]))
+
+    def look(rows: range) -> None:
+        batch = questions[rows.start : rows.stop]
+        tokens, token_mask = tokenise(batch["question"])
+        pictures = pixels(batch["image"], adapter.resized)
+        taps = adapter.prefix_forward(pictures.to(device), tokens.to(device), token_mask.to(device))
+        assert taps.mask is not None
+        totals[:] = gather(totals, taps.states, taps.mask)
+        counter.advance(len(rows))
+
+    what = "anchor, policy path"
+    with progress(what, len(questions), "questions") as counter:
+        Portions(batch_size, device, what).deal(len(questions), look)
     return totals
 
 
@@ -73,17 +75,20 @@ def stock_moments(
     """
     totals: list[Moments] = []
     prompts = prompts_of(processor)
+
+    def look(rows: range) -> None:
+        batch = _batch(vlm, processor, questions, rows)
+        del batch["labels"]
+        if inputs is not None:
+            vocabulary = len(vlm.get_input_embeddings().weight)  # type: ignore[arg-type]
+            inputs.expect(batch["input_ids"], batch["attention_mask"].bool(), vocabulary)
+        with residual_taps(vlm, Taps()) as taps:
+            vlm.model(**batch, use_cache=False)
+        totals[:] = gather(totals, taps.states, prompts.image_and_question(batch))
+        counter.advance(len(rows))
+
     with progress(description, len(questions), "questions") as counter:
-        for start in range(0, len(questions), batch_size):
-            rows = list(range(start, min(start + batch_size, len(questions))))
-            batch = {name: value.to(vlm.device) for name, value in answered_inputs(processor, questions, rows).items() if name != "labels"}
-            ids = batch["input_ids"]
-            if inputs is not None:
-                inputs.expect(ids, batch["attention_mask"].bool(), len(vlm.get_input_embeddings().weight))  # type: ignore[arg-type]
-            with residual_taps(vlm, Taps()) as taps:
-                vlm.model(**batch, use_cache=False)
-            totals = gather(totals, taps.states, prompts.image_and_question(batch))
-            counter.advance(len(rows))
+        Portions(batch_size, vlm.device, description).deal(len(questions), look)
     return totals
 
 
@@ -96,18 +101,31 @@ def answer_gradients(
     between them. With J the Jacobian of these logits and r standard normal, E[(J^T r)(J^T r)^T] = J^T J: the Gauss-Newton matrix of a
     squared error on them. A cross-entropy's would vanish where the VLM is sure.
     """
-    vlm.requires_grad_()
+    head: Any = vlm.get_output_embeddings()
     candidates = torch.tensor(sorted(set(chain(*reply_tokens(processor, [right[0] for right in questions["answers"]])))), device=vlm.device)
-    with progress("anchor, gradients of the answers", len(questions), "questions") as counter:
-        for start in range(0, len(questions), batch_size):
-            rows = list(range(start, min(start + batch_size, len(questions))))
-            batch = {name: value.to(vlm.device) for name, value in answered_inputs(processor, questions, rows).items()}
-            answer = batch.pop("labels")[:, 1:] != IGNORED
-            states = vlm.model(**batch, use_cache=False).last_hidden_state[:, :-1][answer]  # the whole vocabulary only where it counts
-            logits = vlm.lm_head(states)[:, candidates].float()
-            mixture = torch.randn(logits.shape, generator=torch.Generator().manual_seed(start)).to(logits.device)
-            outputs.add(((logits - logits.mean(-1, keepdim=True)) * mixture).sum())
-            counter.advance(len(answer))
+
+    def feel(rows: range) -> None:
+        batch = _batch(vlm, processor, questions, rows)
+        answer = batch.pop("labels")[:, 1:] != IGNORED
+        states = vlm.model(**batch, use_cache=False).last_hidden_state[:, :-1][answer]
+        bias = None if head.bias is None else head.bias[candidates]
+        logits = nn.functional.linear(states, head.weight[candidates], bias).float()  # not those of the whole vocabulary
+        mixture = torch.cat([_normal(row, count, len(candidates)) for row, count in zip(rows, answer.sum(1).tolist(), strict=True)])
+        outputs.add(((logits - logits.mean(-1, keepdim=True)) * mixture.to(logits.device)).sum())
+        counter.advance(len(rows))
+
+    what = "anchor, gradients of the answers"
+    with checkpointed(vlm), progress(what, len(questions), "questions") as counter:
+        Portions(batch_size, vlm.device, what).deal(len(questions), feel)
+
+
+def _batch(vlm: PreTrainedModel, processor: ProcessorMixin, questions: Dataset, rows: range) -> dict[str, Tensor]:
+    return {name: value.to(vlm.device) for name, value in answered_inputs(processor, questions, list(rows)).items()}
+
+
+def _normal(row: int, *shape: int) -> Tensor:
+    """Standard normal numbers that are a question's own, whatever it is batched with."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(row))
 
 
 def drift(moments: list[Moments], mean: list[Tensor], std: list[Tensor]) -> list[float]:
@@ -122,17 +140,6 @@ def drift(moments: list[Moments], mean: list[Tensor], std: list[Tensor]) -> list
         float(wasserstein2(now.mean.cpu(), now.std().cpu(), mean_a.double(), std_a.double())) / len(mean_a)
         for now, mean_a, std_a in zip(moments[: len(mean)], mean, std, strict=True)
     ]
-
-
-def tensors_of(moments: Iterable[Moments], prefix: str = "") -> dict[str, Tensor]:
-    """`{prefix}layers.{i}.mean`, `.std` (float32 `[d]`) and `.count` (int64), as an anchor artifact holds them."""
-    tensors: dict[str, Tensor] = {}
-    for number, layer in enumerate(moments):
-        name = f"{prefix}layers.{number}"
-        tensors[f"{name}.mean"] = layer.mean.float().cpu()
-        tensors[f"{name}.std"] = layer.std().float().cpu()
-        tensors[f"{name}.count"] = torch.tensor(layer.count)
-    return tensors
 
 
 class InstructionTokens:

@@ -97,18 +97,16 @@ class Protection:
         )
 
     @torch.no_grad()
-    def project_gradients(self) -> dict[str, tuple[float, float]]:
-        """Before the step, so that the optimizer's moments live outside the protected directions.
+    def project_gradients(self) -> dict[str, Tensor]:
+        """Before the step, so that the optimizer's moments live outside the protected directions. Waits for nothing on the device.
 
         Returns:
-            The gradient's energy (squared norm) before and after, by the name of the weight.
+            The gradient's energy (squared norm) before and after, `[2]`, by the name of the weight.
 
         """
         for rows in self._rows:
             rows.project_gradients()
-        energies = {weight.name: weight.project_gradients() for weight in self._weights if weight.has_gradient}
-        figures = torch.stack(list(energies.values())).tolist() if energies else []  # one wait for the device
-        return {name: (before, after) for name, (before, after) in zip(energies, figures, strict=True)}
+        return {weight.name: weight.project_gradients() for weight in self._weights if weight.has_gradient}
 
     @torch.no_grad()
     def project_changes(self) -> None:
@@ -156,10 +154,10 @@ class _Rows:
 
     def project_gradients(self) -> None:
         if self._embedding.grad is not None:
-            self._embedding.grad[self._seen] = 0
+            self._embedding.grad.index_fill_(0, self._seen, 0)
 
     def project_changes(self) -> None:
-        self._embedding.data[self._seen] = self._start
+        self._embedding.data.index_copy_(0, self._seen, self._start)
 
 
 class _Weight:

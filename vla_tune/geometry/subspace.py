@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NOISE = 1e-10
+"""Eigenvalues below this share of the largest have eigenvectors that a Gram matrix in float64 cannot tell to float32's accuracy."""
+
 
 @dataclass
 class SecondMoment:
@@ -43,62 +46,80 @@ class SecondMoment:
 
     def principal(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues `[d]` of total / count, largest first, and eigenvectors `[d, d]`, a column each; float64."""
-        values, vectors = torch.linalg.eigh(self.total / max(self.count, 1))
-        return values.flip(0).clamp(min=0), vectors.flip(1)
+        return _eigh(self.total / max(self.count, 1))
 
 
 @dataclass
 class SketchedMoment:
     """As `SecondMoment`, of bounded memory: Frequent Directions (Liberty, 2013) with `rank` rows.
 
-    The sketch B `[rows, d]`, at most 2 rank rows, has 0 <= X^T X - B^T B <= ||X||_F^2 / rank in every direction, so a kept
-    eigenvalue is never too large, and too small by no more than that.
+    Shrunk by the eigenvectors of its Gram matrix, which costs a fraction of a singular value decomposition. The sketch
+    B `[rows, d]`, at most 2 rank rows, has 0 <= X^T X - B^T B <= ||X||_F^2 / rank in every direction, so a kept eigenvalue
+    is never too large, and too small by no more than that.
     """
 
     rank: int
     count: int
-    trace: float
+    trace: Tensor
     rows: Tensor
 
     @classmethod
     def empty(cls, width: int, rank: int, device: torch.device | str = "cpu") -> SketchedMoment:
         """Nothing seen yet."""
-        return cls(rank, 0, 0.0, torch.zeros(0, width, device=device))
+        return cls(rank, 0, torch.zeros((), dtype=torch.float64, device=device), torch.zeros(0, width, device=device))
 
     def update(self, x: Tensor) -> None:
         """Add the rows of `x`, `[n, d]`."""
         self.count += len(x)
-        self.trace += float(x.double().square().sum())
-        for part in x.float().split(self.rank):
-            self.rows = torch.cat([self.rows, part])
-            if len(self.rows) > 2 * self.rank:
+        self.trace = self.trace + x.float().square().sum(dtype=torch.float64)
+        while len(x):
+            room = 2 * self.rank - len(self.rows)
+            self.rows = torch.cat([self.rows, x[:room].float()])
+            x = x[room:]
+            if len(self.rows) == 2 * self.rank:
                 self._shrink()
 
     def merge(self, other: SketchedMoment) -> SketchedMoment:
         """Of both together; the bounds add up."""
         both = SketchedMoment(self.rank, self.count + other.count, self.trace + other.trace, torch.cat([self.rows, other.rows]))
-        if len(both.rows) > 2 * both.rank:
+        if len(both.rows) >= 2 * both.rank:
             both._shrink()
         return both
 
     @property
     def energy(self) -> float:
         """The mean squared norm, exact."""
-        return self.trace / max(self.count, 1)
+        return float(self.trace) / max(self.count, 1)
 
     def principal(self) -> tuple[Tensor, Tensor]:
-        """The leading `rank` (or fewer) eigenvalues and eigenvectors `[d, k]`; float64."""
-        if not len(self.rows):
-            return torch.zeros(0, dtype=torch.float64), torch.zeros(self.rows.shape[1], 0, dtype=torch.float64)
-        _, values, right = torch.linalg.svd(self.rows.double(), full_matrices=False)
-        return (values.square() / max(self.count, 1))[: self.rank], right[: self.rank].T
+        """The leading `rank` eigenvalues and eigenvectors `[d, k]`, or those that stand out from rounding; float64."""
+        rows = self.rows.double()
+        if len(rows) >= rows.shape[1]:
+            values, vectors = _eigh(rows.T @ rows)
+        else:
+            values, left = _eigh(rows @ rows.T)
+            sound = values > NOISE * values[:1]  # of what is smaller, the rows say no direction
+            values = values[sound]
+            vectors = rows.T @ (left[:, sound] / values.sqrt())
+        return values[: self.rank] / max(self.count, 1), vectors[:, : self.rank]
 
     def _shrink(self) -> None:
-        """Rotate onto the right singular vectors and take the (rank + 1)th squared singular value from all."""
-        _, values, right = torch.linalg.svd(self.rows, full_matrices=False)
-        least = values[self.rank].square() if len(values) > self.rank else 0.0
-        left = (values.square() - least).clamp(min=0).sqrt()
-        self.rows = (left[:, None] * right)[: self.rank]
+        """Rotate onto the right singular vectors and take the (rank + 1)th squared singular value from all.
+
+        By the eigenvectors W of B B^T: with D = sqrt(1 - least / values), at most 1, the new rows are D W^T B. However W is rounded, they
+        add up to no more than B, as long as it is orthogonal.
+        """
+        values, left = _eigh(self.rows @ self.rows.T)
+        least = values[self.rank] if len(values) > self.rank else values.new_zeros(())
+        values, left = values[: self.rank], left[:, : self.rank]
+        kept = (1 - least / values.clamp(min=torch.finfo(values.dtype).tiny)).clamp(min=0).sqrt()
+        self.rows = (left * kept).T @ self.rows
+
+
+def _eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, largest first and none below 0, and eigenvectors, a column each."""
+    values, vectors = torch.linalg.eigh(symmetric)
+    return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
 def add_rows(moments: dict[str, SecondMoment | SketchedMoment], name: str, rows: Tensor, *, exact_width: int, rank: int) -> None:
@@ -160,7 +181,7 @@ def leading_pairs(outputs: Tensor, inputs: Tensor, energy: float, total: float) 
 
 
 def project_pairs(gradient: Tensor, outputs: Tensor, inputs: Tensor, pairs: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """What is left of a weight gradient outside the protected pairs: G - V ((V^T G U) * pairs) U^T.
+    """What is left of a weight gradient outside the protected pairs: G - V ((V^T G U) * pairs) U^T, in the cheapest order of products.
 
     Args:
         gradient: G, `[rows, d]`.
@@ -169,8 +190,17 @@ def project_pairs(gradient: Tensor, outputs: Tensor, inputs: Tensor, pairs: Tens
         out: where to write it; may be the gradient itself.
 
     """
-    inside = outputs @ ((outputs.T @ (gradient @ inputs)) * pairs)
-    return torch.addmm(gradient, inside, inputs.T, alpha=-1, out=out)
+    (rows, width), (j, i) = gradient.shape, pairs.shape
+    first = left_first(j, rows, width, i)
+    inside = pairs * ((outputs.T @ gradient) @ inputs if first else outputs.T @ (gradient @ inputs))
+    if left_first(rows, j, i, width):
+        return torch.addmm(gradient, outputs @ inside, inputs.T, alpha=-1, out=out)
+    return torch.addmm(gradient, outputs, inside @ inputs.T, alpha=-1, out=out)
+
+
+def left_first(a: int, b: int, c: int, d: int) -> bool:
+    """Whether (A B) C takes no more multiplications than A (B C), for A `[a, b]`, B `[b, c]` and C `[c, d]`."""
+    return a * b * c + a * c * d <= b * c * d + a * b * d
 
 
 def share_inside(moment: Tensor, basis: Tensor) -> float:

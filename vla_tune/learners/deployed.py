@@ -15,8 +15,10 @@ from vla_tune.experts.tasks import NONE, TaskRouter
 class RoutesTasks(Protocol):
     """What is known of a method here: whether samples are told apart by task, by what, and passes for some tasks (`Method.routed`)."""
 
-    routes: bool
-    router: TaskRouter | None
+    @property
+    def routes(self) -> bool: ...
+    @property
+    def router(self) -> TaskRouter | None: ...
 
     def routed(self, tasks: int | Tensor | None, pictures: Tensor | None = None) -> AbstractContextManager[None]: ...
 

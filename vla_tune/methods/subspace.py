@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from vla_tune.anchors.protection import Protection
 from vla_tune.console import say
 from vla_tune.methods.base import Gradients, Method
@@ -36,15 +39,16 @@ class Subspace(Method):
         if self.options.project in ("gradient", "both"):
             self.diagnostics = {"energy_shed": self._by_block(self._protection.project_gradients())}
 
-    def _by_block(self, energies: dict[str, tuple[float, float]]) -> list[float | None]:
+    def _by_block(self, energies: dict[str, Tensor]) -> list[Tensor | None]:
         """The share of the task gradient's energy that each decoder block lost; None for a frozen block."""
-        blocks: dict[str, list[tuple[float, float]]] = {}
+        blocks: dict[str, list[Tensor]] = {}
         for name, energy in energies.items():
             blocks.setdefault(vlm_group_of(name), []).append(energy)
-        shed: list[float | None] = []
+        shed: list[Tensor | None] = []
         for block in range(len(self.adapter.layers())):
-            whole, free = (sum(part) for part in zip(*blocks.get(f"layers.{block}", [(0.0, 0.0)]), strict=True))
-            shed.append(1 - free / whole if whole else None)
+            own = blocks.get(f"layers.{block}")
+            whole, free = torch.stack(own).double().sum(0) if own else (None, None)
+            shed.append(None if whole is None else torch.where(whole > 0, 1 - free / whole, 0))
         return shed
 
     def after_update(self) -> bool:
