@@ -81,6 +81,7 @@ class AnchorConfig:
     """What is taken from the VLM before it trains, over `samples` VQA questions of a manifest's anchor split.
 
     manifest: the questions; default: `vqa.manifest`.
+    batch_size: the most samples that go at once; fewer where memory is short.
     frames: how many of the demonstrations' frames are read beside them, to tell how far the two overlap; 0: none.
     gradients: on how many of the samples the answers' gradients are taken, which tell what they feel of each layer; 0: none.
     energy: the share of its inputs' energy (and of its outputs' gradients') that the stored directions of each linear layer carry.
