@@ -69,6 +69,8 @@ def _add_frames(totals: list[Moments], adapter: PolicyAdapter, batch: dict[str, 
 def _part(batch: dict[str, Any], size: int, rows: range) -> dict[str, Any]:
     """Some samples of a batch; what is not there once a sample stays whole."""
     per_sample = {
-        key: value for key, value in batch.items() if (isinstance(value, list) or getattr(value, "ndim", 0)) and len(value) == size
+        key: value[rows.start : rows.stop]
+        for key, value in batch.items()
+        if (isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim)) and len(value) == size
     }
-    return {**batch, **{key: value[rows.start : rows.stop] for key, value in per_sample.items()}}
+    return {**batch, **per_sample}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def planned_bytes(
     with FakeTensorMode():
         vlm = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
         weights = sum(parameter.nbytes for parameter in vlm.parameters())
-        read, felt = (kind(settings.exact_width, settings.rank) for kind in (LinearInputs, OutputGradients))
+        read, felt = LinearInputs(settings.exact_width, settings.rank), OutputGradients(settings.exact_width, settings.rank)
         with torch.no_grad(), Footprint("cpu") as reading, read.watching(vlm, layers.looked_at):
             _pass(vlm, question, layers.looked_at)
         with Footprint("cpu") as feeling, checkpointed(vlm), felt.watching(vlm, layers.trained):
@@ -86,7 +86,8 @@ def _pass(vlm: PreTrainedModel, question: QuestionSize, names: list[str]) -> Ten
     pictures = torch.empty(question.tiles, question.patches, vlm.config.vision_config.hidden_size)
     for block in tower:
         pictures = block(pictures, None)
-    states = torch.empty(1, question.tokens, vlm.get_input_embeddings().weight.shape[1])  # type: ignore[union-attr,index]
+    table: Any = vlm.get_input_embeddings()
+    states = torch.empty(1, question.tokens, table.weight.shape[1])
     turns = decoder.rotary_emb(states, torch.arange(question.tokens)[None])  # type: ignore[operator]
     for block in blocks:
         out = block(states, position_embeddings=turns)

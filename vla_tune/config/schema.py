@@ -73,7 +73,7 @@ class AnchorConfig:
 
     manifest: str | None = option(None, help="the questions; default: vqa.manifest")
     samples: int = option(1000, at_least=1, help="how many questions are read")
-    batch_size: int = option(50, at_least=1, help="questions a forward pass")
+    batch_size: int = option(50, at_least=1, help="the most samples that go through the model at once; fewer where memory is short")
     frames: int = option(
         512, at_least=0, help="how many of the demonstrations' frames are read beside them, to tell how far the two overlap; 0: none"
     )
