@@ -335,7 +335,7 @@ def test_scores_of_other_settings_are_dropped(quick, tmp_path, monkeypatch, caps
         with pytest.raises(KeyboardInterrupt):
             eval_vqa.run(config, tmp_path)
     eval_vqa.run(quick("shapes"), tmp_path)
-    assert "scores of another training or of other settings; they are dropped" in " ".join(capsys.readouterr().err.split())
+    assert "scores of another model or of other settings; they are dropped" in " ".join(capsys.readouterr().err.split())
     assert read_json(tmp_path / "eval-vqa" / "report.json")["stream"]["n"] == [16]
 
 
