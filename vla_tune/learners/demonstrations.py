@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vla_tune.console import say
 from vla_tune.data.loader import as_floats, heldout_episodes, make_heldout_loader, make_loader
 from vla_tune.learners.policy import PolicyLearner
 from vla_tune.learners.start import make_start
@@ -72,7 +71,6 @@ class Demonstrations(PolicyLearner):
                 count = len(batch["action"])
                 total += count * PolicyLearner.loss(self, self.processed(batch)).item()
                 frames += count
-        say(f"held-out action loss: {total / frames:.4f} over {frames} frames")
         return total / frames
 
     def save(self, folder: Path, final: Path) -> None:
