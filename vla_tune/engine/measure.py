@@ -11,6 +11,7 @@ import torch
 
 from vla_tune.anchors.passes import drift, stock_moments
 from vla_tune.console import warn
+from vla_tune.data.loader import heldout_episodes
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.policies.loading import vlm_is_whole
 from vla_tune.vlm.answering import answer
@@ -40,8 +41,8 @@ class Measure:
         self._config, self._method, self._learner = config, method, method.learner
         self._questions = vqa_questions(config.vqa.manifest, "test", self._asked) if self._asked else None
         self._anchored = anchor_questions(method.anchor, self._asked) if self._asked and method.anchor else None
-        if not self._asked and not config.data.heldout:
-            warn("train.eval_every: there is nothing to measure; set data.heldout, or train.eval_questions")
+        if not self._asked and not heldout_episodes(config.data.heldout, self._learner.start.dataset.meta.total_episodes):
+            warn("train.eval_every: there is nothing to measure; set data.heldout to an episode or more, or train.eval_questions")
 
     def __call__(self) -> dict[str, float]:
         """`heldout_loss`, `vqa_accuracy` and `drift_vqa`, each where it can be measured."""
