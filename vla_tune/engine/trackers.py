@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +31,13 @@ class Trackers:
     def __init__(self, config: Config, run: Path, step: int) -> None:
         self._live: dict[str, Any] = {}
         for name in config.train.trackers:
-            self._tried(name, lambda name=name: self._start(name, config, run / FOLDER, step))
+            self._tried(name, functools.partial(self._start, name, config, run / FOLDER, step))
 
     def log(self, row: dict[str, Any]) -> None:
         """Send a row of `metrics.jsonl`; of a list with an entry a layer, its mean."""
         values = scalars(row)
         for name, tracker in list(self._live.items()):
-            self._tried(name, lambda tracker=tracker: tracker.log(values, step=row["step"]))
+            self._tried(name, functools.partial(tracker.log, values, step=row["step"]))
 
     def finish(self) -> None:
         """Close them."""
