@@ -56,10 +56,12 @@ class Counter:
         self.done = self._start = 0
         self._began = self._shown = time.monotonic()
         self._bar: tuple[Progress, TaskID] | None = None
+        self._note = ""
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more units are done; `note` is a figure worth seeing, such as the loss."""
+        """`count` more units are done; `note`: see there."""
         self.done += count
+        note = self._note = note or self._note
         if self._bar:
             bar, task = self._bar
             bar.update(task, advance=count, rate=f"{self.rate:.1f} {self.unit}/s", note=note)
@@ -68,6 +70,10 @@ class Counter:
             left = (self.total - self.done) / max(self.rate, 1e-9)
             pace = f"{self.rate:.1f} {self.unit}/s, {left:.0f} s left"
             say(f"{self.description}: {self.done}/{self.total} {self.unit}, {pace} {note}".rstrip())
+
+    def note(self, text: str) -> None:
+        """A figure worth seeing, such as the loss, until the next one."""
+        self._note = text
 
     def skip(self, count: int) -> None:
         """`count` units were done by an earlier run; they do not count into the rate."""

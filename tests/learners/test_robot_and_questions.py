@@ -150,10 +150,8 @@ def test_a_robots_earlier_tasks_go_by_the_scales_that_they_were_learnt_with(robo
 
 
 def test_replayed_frames_are_of_all_of_a_tasks_demonstrations(robot):
-    from vla_tune.data.loader import episode_frames
-
     learner = open_method(robot("train.batch_size=2")).learner
-    frames = episode_frames(learner.start.dataset, learner._episodes[0])
+    frames = learner.frames_of(learner._episodes[0])
     most = len(frames) - 1
     drawn = torch.cat([learner.remembered(0, most, 64, number)["index"] for number in range(4)])
     assert {int(drawn.min()), int(drawn.max())} <= set(frames)

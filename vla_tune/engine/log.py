@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,27 @@ class Log:
         """Append a row, where a reader sees it at once."""
         self._file.write(json.dumps({name: as_number(value) for name, value in row.items()}) + "\n")
         self._file.flush()
+
+
+class Pace:
+    """Seconds a step since the last row, told where the device was waited for anyway."""
+
+    def __init__(self) -> None:
+        self._began, self._steps, self._data = time.perf_counter(), 0, 0.0
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """In here a step's batch is loaded."""
+        began = time.perf_counter()
+        yield
+        self._data += time.perf_counter() - began
+        self._steps += 1
+
+    def told(self) -> dict[str, float]:
+        """Mean seconds a step without loading, and of loading; counts from here on anew."""
+        whole, steps, data = time.perf_counter() - self._began, self._steps, self._data
+        self.__init__()  # type: ignore[misc]
+        return {"step_s": (whole - data) / steps, "data_s": data / steps}
 
 
 @contextmanager

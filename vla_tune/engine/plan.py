@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vla_tune.console import say, table
-from vla_tune.data.loader import make_loader
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -30,7 +28,7 @@ def planned_bytes(config: Config, method: Method) -> dict[str, int]:
     Activations are measured: the bytes that autograd keeps in one forward pass of two samples, scaled to the batch.
     """
     optimized = [*method.model.parameters(), *method.extras.parameters()]
-    second = {name: p for term in _terms(config, method).values() if term.apart for name, p in (term.into or {}).items()}
+    second = {name: p for term in _terms(method).values() if term.apart for name, p in (term.into or {}).items()}
     trained = sum(p.numel() * p.element_size() for p in optimized if p.requires_grad)
     return {
         "parameters": sum(p.numel() * p.element_size() for p in optimized),
@@ -79,16 +77,16 @@ def _activation_bytes(config: Config, method: Method) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = _terms(config, method)  # the graph must live until its storages are counted, or addresses are used again
+        kept = _terms(method)  # the graph must live until its storages are counted, or addresses are used again
     del kept
     return sum(seen.values()) * config.train.batch_size // 2
 
 
-def _terms(config: Config, method: Method) -> dict[str, Term]:
+def _terms(method: Method) -> dict[str, Term]:
     """The losses of one step with two samples."""
     learner: Any = method.learner
-    small = replace(config, train=replace(config.train, batch_size=2))
-    return method.terms(learner.processed(next(iter(make_loader(small, learner.start.dataset, step=0)))))
+    batch = next(learner.batches(0, 0))
+    return method.terms(learner.rows(batch, slice(2)))
 
 
 def show_groups(method: Method, lr: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import torch
 from vla_tune.console import progress, say
 from vla_tune.engine import after, checkpoint
 from vla_tune.engine.checkpoint import Place
-from vla_tune.engine.log import Log, cut, open_log
+from vla_tune.engine.log import Log, Pace, cut, open_log
 from vla_tune.engine.signals import Interrupted, stop_signals
 from vla_tune.engine.sizes import Sizes
 from vla_tune.engine.step import Step
@@ -79,7 +78,7 @@ class Run:
             method.task, method.steps = task, 0
             method.look(task)
             method.begin(task)
-        step = Step(method, *learner.optimizer(method.parameter_groups(train.lr)))
+        step = Step(method, *learner.optimizer(method.parameter_groups(train.lr)), parts=train.accumulate)
         if first and self._from:
             checkpoint.load_training(self._from, step, Place(task, first))
         sizes = self._sizes if first else Sizes()
@@ -87,17 +86,21 @@ class Run:
         title = f"task {task + 1} of {len(learner.tasks)}, {learner.tasks[task]}" if self.of_stream else "train"
         with progress(title, train.steps, "steps") as counter, stop_signals() as stopped, open_log(self.path) as log:
             counter.skip(first)
+            pace = Pace()
             for number in range(first + 1, train.steps + 1):
-                began = time.perf_counter()
-                batch = next(batches)
-                data_s = time.perf_counter() - began
+                with pace.loading():
+                    batch = next(batches)
                 sizes.add(sum(p.numel() for p in step.trained))
-                row = self._taken(step, batch, Place(task, number))
-                counter.advance(note=f"loss {float(row['loss']):.4f}")
+                row = step(batch)
+                counter.advance()
                 learnt = not step.trained
                 last = number == train.steps or learnt
-                if number % train.log_every == 0 or last or stopped:
-                    self._log(log, Place(task, number), {**row, "data_s": data_s})
+                logged = number % train.log_every == 0 or last or bool(stopped)
+                if logged or number % train.checkpoint_every == 0:
+                    self._check(step, task)
+                if logged:
+                    counter.note(f"loss {float(row['loss']):.4f}")
+                    self._log(log, Place(task, number), {**row, **pace.told()})
                 if learnt:
                     say(f"what the model knows already is all that this task keeps: nothing is left to train after step {number}")
                     sizes.add(0, train.steps - number)
@@ -106,6 +109,7 @@ class Run:
                 if due and not (last and self.of_stream):
                     place = Place(task, number)
                     checkpoint.save(self.path, self.steps_at(place), place, step, {"sizes": sizes.steps}, KEPT)
+                    pace = Pace()  # writing is no part of a step
                 if stopped and not last:
                     raise Interrupted(stopped[0])
             learner.model.eval()
@@ -115,16 +119,15 @@ class Run:
             if stopped:
                 raise Interrupted(stopped[0])
 
-    def _taken(self, step: Step, batch: Any, place: Place) -> dict[str, Any]:
+    def _check(self, step: Step, task: int) -> None:
+        """Wait for the device, and end the run where a step since the last check was no number."""
         try:
-            return step(batch)
+            step.finite.check()
         except FloatingPointError as error:
             done = checkpoint.finished(self.path)
             safe = f"the checkpoint of step {done[-1]} is safe" if done else "no checkpoint had been written"
-            task = f"task {place.task + 1}, " if self.of_stream else ""
-            raise RunError(
-                f"{task}step {place.step}: {error}; {safe} in {self.path}. Lower train.lr, or look for broken values in the dataset"
-            ) from None
+            where = f"task {task + 1}, " if self.of_stream else ""
+            raise RunError(f"{where}{error}; {safe} in {self.path}. Lower train.lr, or look for broken values in the dataset") from None
 
     def _log(self, log: Log, place: Place, row: dict[str, Any]) -> None:
         task = {"task": place.task} if self.of_stream else {}

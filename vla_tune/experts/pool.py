@@ -72,18 +72,25 @@ class ExpertPool:
         return self.routing.routed(tasks, pictures)
 
     @contextmanager
-    def watched(self, counted: Callable[[], Tensor | None] = lambda: None) -> Iterator[dict[str, list[Tensor]]]:
+    def watched(self, counted: Callable[[], Tensor | None] = lambda: None, *, weighted: bool = False) -> Iterator[dict[str, list[Tensor]]]:
         """Collect the probabilities `[tokens, 1 + experts]` of every layer's calls in here.
 
         counted: says during a pass which tokens count, `[batch, tokens]` (None: all); inputs of another shape (patches) count whole.
+        weighted: tokens that do not count stay, as zeros, and the others are scaled so that means are right. To leave them out would
+            wait for the device.
         """
         names = {id(layer): name for name, layer in self.layers.items()}
         seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
 
         def note(layer: ExpertLinear, probabilities: Tensor) -> None:
             mask = counted()
-            whole = mask is None or mask.shape != probabilities.shape[:-1]
-            seen[names[id(layer)]].append(probabilities.flatten(0, -2) if whole else probabilities[mask])
+            if mask is None or mask.shape != probabilities.shape[:-1]:
+                found = probabilities.flatten(0, -2)
+            elif weighted:
+                found = (probabilities * (mask / mask.float().mean())[..., None]).flatten(0, -2)
+            else:
+                found = probabilities[mask]
+            seen[names[id(layer)]].append(found)
 
         before, self.routing.watch = self.routing.watch, note
         try:

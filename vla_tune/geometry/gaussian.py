@@ -84,11 +84,9 @@ def batch_moments(x: Tensor, mask: Tensor, eps: float = EPS) -> tuple[Tensor, Te
 
 def sample_tokens(mask: Tensor, count: int, seed: int) -> Tensor:
     """The mask with `count` of its true entries left, drawn without replacement; all of them where there are no more."""
-    places = mask.reshape(-1).nonzero().squeeze(1)
-    drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:count]
-    kept = torch.zeros_like(mask).reshape(-1)
-    kept[places[drawn.to(places.device)]] = True
-    return kept.reshape(mask.shape)
+    scores = torch.rand(mask.numel(), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(mask.device)
+    best = torch.where(mask.reshape(-1), scores, -1).topk(min(count, mask.numel())).indices
+    return torch.zeros_like(mask).reshape(-1).scatter(0, best, 1).reshape(mask.shape) & mask
 
 
 def wasserstein2(mean: Tensor, std: Tensor, mean_a: Tensor, std_a: Tensor, *, whiten: bool = False) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.errors import UserError, nearest
+from vla_tune.learners.optimizers import as_asked
 from vla_tune.vlm.parts import mlp_of
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class Learner:
     base: str
     tasks: list[str]
     counted: Tensor | None = None
+    dtype = torch.float32
+    """What the forward pass computes in; weights are float32."""
 
     def fresh(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that nothing was trained on before."""
@@ -50,6 +54,10 @@ class Learner:
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss on a batch."""
         raise NotImplementedError
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """In here stock passes through the model, such as answers to questions, compute in `dtype`."""
+        return nullcontext()
 
     def count(self, batch: Batch) -> Tensor | int:
         """Over how many elements the loss on this batch is a mean."""
@@ -73,9 +81,8 @@ class Learner:
         from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
         train = self.config.train
-        optimizer = AdamWConfig(lr=train.lr, weight_decay=0.0).build(groups)
         schedule = CosineDecayWithWarmupSchedulerConfig(train.warmup_steps, train.steps, train.lr, 0.0)
-        return optimizer, schedule.build(optimizer, train.steps), 1.0
+        return as_asked(train, AdamWConfig(weight_decay=0.0, grad_clip_norm=1.0), schedule, groups)
 
     def scales(self) -> Any:
         """What of the training data every later use of the model needs, as JSON: what its inputs and outputs are scaled by."""
@@ -192,11 +199,6 @@ class StreamLearner(Learner, ABC):
 
     def film(self, deployed: Deployed, folder: Path) -> None:
         """Videos of the model in its world, where it has one."""
-
-
-def no_padding(present: Tensor) -> Tensor | None:
-    """What `Learner.counted` is where these tokens are present `[batch, tokens]`."""
-    return None if bool(present.all()) else present.bool()
 
 
 def draws(count: int, batch_size: int, seed: int, task: int, step: int) -> Iterator[Tensor]:

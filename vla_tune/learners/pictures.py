@@ -17,7 +17,7 @@ from vla_tune.data.labelled_images import LabelledImages, labelled_images
 from vla_tune.data.manifests import in_folder
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE, side_by_side
-from vla_tune.learners.base import StreamLearner, draws, no_padding, redraws
+from vla_tune.learners.base import StreamLearner, draws, redraws
 from vla_tune.learners.patches import patch_responses
 from vla_tune.vlm.parts import part_blocks
 
@@ -101,7 +101,7 @@ class Pictures(StreamLearner):
     def loss(self, batch: tuple[int, Tensor, Tensor]) -> Tensor:
         task, pixels, labels = batch
         prompts = self._prompts(task)
-        self.counted = no_padding(prompts["attention_mask"])
+        self.counted = prompts["attention_mask"].bool()
         logits = self.model(pixel_values=pixels.to(self.device), **prompts).logits_per_image
         return F.cross_entropy(logits, labels.to(self.device), label_smoothing=SMOOTHING)
 

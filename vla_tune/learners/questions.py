@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vla_tune.data.manifests import in_folder
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import question_features, score_questions
-from vla_tune.learners.base import StreamLearner, draws, no_padding, redraws
+from vla_tune.learners.base import StreamLearner, draws, redraws
 from vla_tune.vlm.batches import answer_loss, answer_tokens, answered_inputs
 from vla_tune.vlm.loading import load_vlm, save_vlm
 from vla_tune.vlm.parts import TEXT, VISION, part_blocks
@@ -54,7 +54,7 @@ class Questions(StreamLearner):
             yield answered_inputs(self.processor, known, rows.tolist())
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        self.counted = no_padding(batch["attention_mask"])
+        self.counted = batch["attention_mask"].to(next(self.model.parameters()).device).bool()
         return answer_loss(self.model, batch)  # type: ignore[arg-type]
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vla_tune.data.loader import episode_frames, frames_loader, in_memory, loader_of
+from vla_tune.data.batches import ordered_batches
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import pooled, question_features, score_questions
-from vla_tune.learners.base import StreamLearner, no_padding, redraws
-from vla_tune.learners.demonstrations import Demonstrations
+from vla_tune.learners.base import StreamLearner, redraws
+from vla_tune.learners.demonstrations import REMEMBERED, Demonstrations
 from vla_tune.learners.start import make_processors
 from vla_tune.policies.loading import set_action_steps, whole_vlm
 from vla_tune.simulators.actor import Actor, check_fits, trained_size
@@ -64,7 +64,7 @@ class Robot(Demonstrations, StreamLearner):
         settings = self.config.stream.tasks[task]
         told = set(settings.instructions or [self.simulator.instruction(world) for world in self.worlds[task]])
         meta = self.start.dataset.meta
-        own = [number for number, texts in enumerate(meta.episodes["tasks"]) if told & set(texts)]
+        own = [number for number in self.chosen if told & set(meta.episodes["tasks"][number])]
         if not own:
             known = ", ".join(f"'{text}'" for text in list(meta.tasks.index)[:12])
             raise UserError(
@@ -94,24 +94,24 @@ class Robot(Demonstrations, StreamLearner):
     # Training.
 
     def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:
-        return self.cycled(loader_of(self.config, self.start.dataset, self._episodes[task], step))
+        return self.read(self.frames_of(self._episodes[task]), task, step)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         def note(present: Tensor, *_: Tensor) -> None:
-            self.counted = no_padding(present)
+            self.counted = present.bool()
 
         with self.adapter.embedded(note):
             return super().loss(batch)
 
     def probe(self, task: int) -> dict[str, Any]:
-        return self.processed(next(iter(loader_of(self.config, self.start.dataset, self._episodes[task], 0))))
+        return next(self.read(self.frames_of(self._episodes[task]), task, 0, workers=0))
 
     def remembered(self, task: int, samples: int, count: int, number: int) -> dict[str, Any]:
         """Of `samples` frames spread evenly over a task's demonstrations."""
-        frames = episode_frames(self.start.dataset, self._episodes[task])
+        frames = self.frames_of(self._episodes[task])
         kept = min(samples, len(frames))
         rows = [frames[row * len(frames) // kept] for row in redraws(kept, count, self.config.seed, number).tolist()]
-        return self.processed(next(iter(frames_loader(in_memory(self.start.dataset, self.config.data.cache_mb), rows, count))))
+        return self.drawn(self.processed(next(ordered_batches(self.frames, rows, count))), REMEMBERED + number)
 
     def scales(self) -> dict[str, Any]:
         """The dataset's statistics; with new demonstrations in it they are others, and earlier tasks go by the old ones."""
@@ -130,9 +130,14 @@ class Robot(Demonstrations, StreamLearner):
     # Telling tasks apart.
 
     def task_features(self, task: int) -> Tensor:
-        frames = len(episode_frames(self.start.dataset, self._episodes[task]))
+        frames = len(self.frames_of(self._episodes[task]))
         count = -(-min(frames, self.config.stream.router_samples) // self.config.train.batch_size)
-        return torch.cat([self.batch_features(batch) for batch in itertools.islice(self.batches(task, 0), count)])
+        return torch.cat(
+            [
+                self.batch_features(batch)
+                for batch in itertools.islice(self.read(self.frames_of(self._episodes[task]), task, 0, workers=0), count)
+            ]
+        )
 
     @torch.no_grad()
     def batch_features(self, batch: dict[str, Any]) -> Tensor:

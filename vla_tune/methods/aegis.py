@@ -144,7 +144,7 @@ class Aegis(Method):
             conflict = remove([descent[n] for n in names], [self._pull[n] for n in names])
             for layer in span:
                 shown["cosine"][layer] = conflict.cosine
-                shown["projected"][layer] = int(conflict.projected)
+                shown["projected"][layer] = conflict.projected.int()
                 shown["energy_shed"][layer] = conflict.energy_shed
         if self.options.every == 1:
             self._pull = {}  # as large as the blocks are; nobody needs it until the next backward pass

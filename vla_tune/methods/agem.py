@@ -36,4 +36,4 @@ class AGEM(Method):
 
     def combine(self, gradients: dict[str, Gradients]) -> None:
         conflict = remove_conflict(list(filled(self._vlm).values()), list(gradients["answers"].values()))
-        self.diagnostics = {"cosine": conflict.cosine, "projected": int(conflict.projected), "energy_shed": conflict.energy_shed}
+        self.diagnostics = {"cosine": conflict.cosine, "projected": conflict.projected.int(), "energy_shed": conflict.energy_shed}

@@ -22,7 +22,10 @@ class Answers:
     def loss(self, count: int, among: int | None = None) -> Tensor | None:
         """Mean cross-entropy of the answers' tokens; None where none of the questions is this micro-batch's."""
         inputs = self._inputs(count, among)
-        return None if inputs is None else answer_loss(self._method.adapter.vlm, inputs)
+        if inputs is None:
+            return None
+        with self._method.learner.computing():
+            return answer_loss(self._method.adapter.vlm, inputs)
 
     def tokens(self, count: int, among: int | None = None) -> Tensor | int:
         """Over how many tokens that is the mean."""

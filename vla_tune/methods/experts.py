@@ -67,9 +67,9 @@ class Experts(Continual):
             self.learner.probe_loss(task)
         return {name: calls for name, calls in seen.items() if calls}
 
-    def watched(self) -> AbstractContextManager[dict[str, list[Tensor]]]:
+    def watched(self, *, weighted: bool = False) -> AbstractContextManager[dict[str, list[Tensor]]]:
         """Collect routing probabilities `[tokens, 1 + experts]` by layer, call by call, of the tokens that are no padding."""
-        return self.pool.watched(lambda: self.learner.counted)
+        return self.pool.watched(lambda: self.learner.counted, weighted=weighted)
 
     def added(self) -> dict[str, int]:
         return self.pool.count()

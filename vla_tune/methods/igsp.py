@@ -110,7 +110,7 @@ class IGSP(Experts):
     def terms(self, batch: Any) -> dict[str, Term]:
         if not self.identifying(self.task):
             return {**super().terms(batch), **self._overlap(self.task)}
-        with self.watched() as seen:
+        with self.watched(weighted=True) as seen:
             task = super().terms(batch)
         mass = new_mass([call for calls in seen.values() for call in calls], self.own.candidates)
         return {**task, "new_mass": Term(mass, self.own.price, shown=True), **self._overlap(self.task)}

@@ -72,17 +72,17 @@ def _layers(vlm: nn.Module, *, whole_blocks: bool) -> Layers:
 
 
 def _frames(config: Config) -> Frames | None:
-    """`anchor.frames` frames of the demonstrations; None where there are none."""
-    from vla_tune.data.loader import as_floats, make_loader
-    from vla_tune.learners.start import make_start
+    """`anchor.frames` frames of the demonstrations that training reads; None where there are none."""
+    from vla_tune.data.batches import Order, ordered_batches
+    from vla_tune.learners.demonstrations import Demonstrations
 
     if not config.anchor.frames or not (config.data.manifest or config.data.repo_id):
         return None
-    # Of no seed and no training batch: an anchor serves all runs on the same data.
-    config = dataclasses.replace(config, seed=0, train=dataclasses.replace(config.train, batch_size=config.anchor.batch_size))
-    start = make_start(config)
-    size, frames = config.anchor.batch_size, config.anchor.frames
-    counts = [min(size, frames - begun) for begun in range(0, frames, size)]
-    loaded = zip(make_loader(config, start.dataset, 0), counts, strict=False)
-    batches = (start.processors[0](as_floats({key: part[:count] for key, part in batch.items()})) for batch, count in loaded)
-    return Frames(adapt(start.policy.eval()), batches, size, len(counts))
+    # Of no seed and no precision of the training: an anchor serves all runs on the same data.
+    own = dataclasses.replace(config.train, precision="float32", activation_checkpointing=False)
+    learner = Demonstrations(dataclasses.replace(config, seed=0, train=own))
+    trained = learner.frames_of([one for one in learner.chosen if one not in learner.heldout])
+    size, count = config.anchor.batch_size, min(config.anchor.frames, len(trained))
+    batches = ordered_batches(learner.frames, Order(trained, count, seed=0).rows(0), size)
+    learner.model.eval()
+    return Frames(learner.adapter, (learner.processed(batch) for batch in batches), size, -(-count // size))

@@ -9,8 +9,8 @@ import numpy as np
 
 from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.console import table
+from vla_tune.data.batches import as_floats, chosen_episodes, episode_frames, heldout_episodes, opened, ordered_batches
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
-from vla_tune.data.loader import as_floats, episode_frames, frames_loader, heldout_episodes
 from vla_tune.errors import UserError
 from vla_tune.policies.loading import load_policy, load_processors, renamed
 from vla_tune.simulators.offline import offline_report, replay
@@ -28,7 +28,7 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
 
     _check_left_out(config, artifact)
     meta = dataset_metadata(config.data)
-    left_out = heldout_episodes(config.data.heldout, meta.total_episodes)
+    left_out = heldout_episodes(config.data.heldout, chosen_episodes(config.data.episodes, meta.total_episodes))
     if not left_out:
         raise UserError(
             f"data.heldout={config.data.heldout}: of {meta.total_episodes} episodes none is left out of training, and rollout.tasks names "
@@ -44,7 +44,7 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
     replayed = replay(
         policy,
         processors,
-        (as_floats(batch) for batch in frames_loader(dataset, frames, config.train.batch_size)),
+        (as_floats(batch) for batch in ordered_batches(opened(dataset, cache_mb=0), frames, config.train.batch_size)),
         calls=len(frames),
         other_instruction=swaps([str(task) for task in meta.tasks.index]),
         mean_action=np.asarray(meta.stats["action"]["mean"], dtype=np.float64),
