@@ -23,7 +23,7 @@ from vla_tune.stages import eval_vqa, train
         (["stream.tasks=[{name: a, manifest: drawn-signs, instructions: [go]}]"], "instructions are a robot's"),
         (["stream.tasks=[{name: a, manifest: metaworld-six}]"], "is of demonstrations"),
         (["stream.reference=shapes"], "its samples are no pictures"),
-        (["stream.tasks=[{name: a, manifest: mine.zip}]"], "no data manifest 'mine.zip'; set stream.folder"),
+        (["stream.folder=null", "stream.tasks=[{name: a, manifest: mine.zip}]"], "no data manifest 'mine.zip'; set stream.folder"),
         (["stream.linears=[q_proj,fc3]"], "no linear layer of text, vision is called 'fc3'; did you mean 'fc2'"),
         (["stream.tasks=[{name: a, manifest: drawn-signs}, {name: b, manifest: shapes}]"], "a stream is of one kind"),
         (["stream.parts=[expert]"], "there is no 'expert' here; there are: text, vision"),
