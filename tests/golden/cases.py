@@ -46,7 +46,7 @@ DEMO = [
 ]
 OWN = {
     "subspace": ["method.subspace.every=5"],
-    "ewc": ["method.ewc.samples=8"],
+    "ewc": ["method.ewc.samples=8", "method.ewc.weight=1e5"],
     "agem": ["method.agem.samples=16", "method.agem.batch_size=4"],
     "warmup": ["method.warmup.steps=8"],
 }
@@ -59,12 +59,16 @@ VARIANTS = {
 }
 METHOD_CASES = {name: [f"method.name={name}", *OWN.get(name, [])] for name in METHODS} | VARIANTS
 
+SHAPES = "{name: shapes, manifest: invented-shapes}"
+AGAIN = "{name: again, manifest: invented-shapes-again}"
+THREE = f"stream.tasks=[{SHAPES}, {{name: textures, manifest: invented-textures}}, {AGAIN}]"
+"""With two tasks the most similar of the earlier ones is all of them."""
 ROUTERS = ["stream.router_samples=64", "stream.router_width=128"]
 PHASES = ["method.igsp.check_every=2", "method.igsp.least=2"]
 DRAWN = [
     *LOGGED,
     *ROUTERS,
-    "stream.tasks=[{name: shapes, manifest: invented-shapes}, {name: again, manifest: invented-shapes-again}]",
+    f"stream.tasks=[{SHAPES}, {AGAIN}]",
     "train.steps=8",
     "train.batch_size=8",
 ]
@@ -94,7 +98,7 @@ ROBOT = [
 IGSP = ["method.name=igsp", *PHASES]
 STREAM_CASES = {name: ("stream-drawn", [*DRAWN, f"method.name={name}", *(PHASES if name == "igsp" else [])]) for name in STRATEGIES} | {
     "igsp-task": ("stream-drawn", [*DRAWN, *IGSP, "method.igsp.routing=task"]),
-    "igsp-similar": ("stream-drawn", [*DRAWN, *IGSP, "method.igsp.sharing=similar"]),
+    "igsp-similar": ("stream-drawn", [*DRAWN, *IGSP, THREE, "method.igsp.sharing=similar"]),
     "questions-igsp": ("stream-drawn", [*QUESTIONS, *IGSP]),
     "questions-replay": ("stream-drawn", [*QUESTIONS, "method.name=replay"]),
     "robot-igsp": ("stream-metaworld", [*ROBOT, *IGSP]),
@@ -225,7 +229,7 @@ class Work:
                 record["shares_digest"] = sha(json.dumps(shares).encode())
         return {
             "steps": series(run / "train" / "metrics.jsonl"),
-            "after": [state(run / "train" / "after" / f"{task}.safetensors") for task in (0, 1)],
+            "after": [state(file) for file in sorted((run / "train" / "after").glob("*.safetensors"))],
             "stream": told,
         }
 

@@ -35,7 +35,9 @@ def reduce(method: Method, batch: Any, parts: int = 1) -> tuple[Values, Values, 
     pieces = [Part(index, parts, size) for index in range(parts)]
     batches = [learner.rows(batch, piece.rows(size)) for piece in pieces]
     shares = _shares(method, list(zip(pieces, batches, strict=True)))
-    values, shown, gradients = dict[str, Tensor](), dict[str, Tensor](), dict[str, Gradients]()
+    values: Values = {}
+    shown: Values = {}
+    gradients: dict[str, Gradients] = {}
     for piece, own, share in zip(pieces, batches, shares, strict=True):
         method.part = piece
         terms = {

@@ -30,7 +30,7 @@ class Replay(Full):
 
     def survey(self, batch: Any) -> dict[str, Tensor | int]:
         old = self._remembered(self._count()) if self.task and self._count() else None
-        return {**super().survey(batch), "remembered": 0 if old is None else self.learner.count(old)}
+        return super().survey(batch) if old is None else {**super().survey(batch), "remembered": self.learner.count(old)}
 
     def _count(self) -> int:
         return math.ceil(self.settings.replay.share * self.learner.config.train.batch_size)
