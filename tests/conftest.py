@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import json
 import os
 import shutil
 import tarfile
@@ -118,3 +119,32 @@ def overrides(small_dataset):
 def small_config(overrides):
     """A function from further overrides to the configuration."""
     return lambda *more: load_config("demo", [*overrides, *more])
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A function from a configuration to the run of its finished training, made once; a test that writes into it takes `copied`."""
+    from vla_tune.stages import train
+
+    runs: dict[str, Path] = {}
+
+    def run_of(config):
+        key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        if key not in runs:
+            folder = tmp_path_factory.mktemp("trained")
+            train.run(config, folder)
+            runs[key] = folder
+        return runs[key]
+
+    return run_of
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A function from a configuration to a copy of its finished training in the test's own folder, or in `name` below it."""
+
+    def copy_of(config, name="."):
+        shutil.copytree(trained(config), tmp_path / name, dirs_exist_ok=True)
+        return tmp_path / name
+
+    return copy_of

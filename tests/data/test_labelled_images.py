@@ -1,26 +1,23 @@
-"""Labelled pictures from wherever they come: drawn, folders and zips with `index.csv`, and parquet files laid out as on the Hub."""
+"""Labelled pictures from wherever they come: drawn, folders and zips with `index.csv`, and real ones."""
 
 import csv
-import io
 import shutil
 import zipfile
 from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
+from labelled import content, folder_of, numbers, picture, rows_of, zip_of
 from PIL import Image
 
 from vla_tune.data.drawings import FAMILIES, drawing
 from vla_tune.data.labelled_images import labelled_images, words_of
-from vla_tune.data.manifests import LabelledManifest, load_manifest, parse_manifest
+from vla_tune.data.manifests import LabelledManifest, load_manifest
 from vla_tune.errors import UserError
 from vla_tune.resources import available
 from vla_tune.stages.current import sources
-from vla_tune.vqa.dataset import vqa_questions
 
 BENCHMARKS = {
     "aircraft": 100,
@@ -45,68 +42,6 @@ REAL = {
     "trash6": (6, 540, 240),
 }
 """Classes, pictures of train and of test."""
-
-
-def picture(number, mode="RGB", size=(8, 6)):
-    """A picture whose first pixel's red is its number."""
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    pixels[0, 0] = number
-    return Image.fromarray(pixels).convert(mode)
-
-
-def png(number):
-    stream = io.BytesIO()
-    picture(number).save(stream, "PNG")
-    return {"bytes": stream.getvalue(), "path": None}
-
-
-def numbers(images):
-    """Which pictures these are."""
-    return [np.asarray(row["image"])[0, 0, 0] for row in images]
-
-
-def rows_of(count=24, labels=("SeaLake", "annual_crop", "River")):
-    return [
-        {"file": f"all/{n}.png", "label": labels[n % len(labels)], "split": "train" if n < 2 * count // 3 else "test"} for n in range(count)
-    ]
-
-
-def folder_of(root, rows, pictures=24):
-    (root / "all").mkdir(parents=True)
-    for number in range(pictures):
-        picture(number, ("RGB", "L", "RGBA")[number % 3], (8 + number, 6)).save(root / "all" / f"{number}.png")
-    with (root / "index.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["file", "label", "split"])
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(root)
-
-
-def zip_of(folder):
-    return shutil.make_archive(folder, "zip", folder)
-
-
-def manifest_of(root, label=None, values=None, **changes):
-    """Twenty pictures in a parquet file for train and ten in one for test, labelled by turns; every second name is a class of two."""
-    (root / "data").mkdir(parents=True, exist_ok=True)
-    label = label or ClassLabel(names=["SeaLake", "River"])
-    values = values or ["SeaLake", "River"]
-    features = Features({"img": ImageFeature(), "kind": label, "nested": {"kind": Value("string")}})
-    for split, first, count in (("train", 0, 20), ("test", 20, 10)):
-        rows = [{"img": png(n), "kind": values[n % len(values)], "nested": {"kind": f"kind {n % 2}"}} for n in range(first, first + count)]
-        table = Dataset.from_list(rows, features=features)
-        table.to_parquet(root / "data" / f"{split}-0.parquet")
-    manifest = {
-        "kind": "classification",
-        "dataset": str(root),
-        "train": "data/train-*.parquet",
-        "test": "data/test-*.parquet",
-        "columns": {"image": "img", "label": "kind"},
-        "license": "MIT",
-        **changes,
-    }
-    (root / "mine.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
-    return str(root / "mine.yaml")
 
 
 # Shipped manifests.
@@ -146,11 +81,6 @@ def test_drawn_sets_hold_so_many_pictures_of_each_class(name):
         assert drawn.classes == sorted(FAMILIES[family])
         assert drawn.images.column_names == ["image", "label"]
         assert drawn.templates == load_manifest(name).templates
-
-
-def content(known):
-    """All that a split holds, to be compared."""
-    return known.classes, known.templates, [(row["image"].tobytes(), row["label"]) for row in known.images]
 
 
 def test_drawn_sets_are_drawn_alike_again(cache):
@@ -293,141 +223,6 @@ def test_what_is_no_index_and_no_zip(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(UserError, match=r"dataset: there is no file .*none\.zip"):
         labelled_images(str(tmp_path / "mine.yaml"), "train")
-
-
-# Parquet files.
-
-
-def test_parquet_files_with_two_splits(tmp_path):
-    name = manifest_of(tmp_path, classes={"River": "a river", "SeaLake": "a lake"})
-    train, test = labelled_images(name, "train"), labelled_images(name, "test")
-    assert test.classes == ["a river", "a lake"]
-    assert sorted(numbers(train.images)) == list(range(20))
-    assert sorted(numbers(test.images)) == list(range(20, 30))
-    assert all(row["label"] == 1 - number % 2 for number, row in zip(numbers(test.images), test.images, strict=True))
-
-
-def test_classes_of_parquet_files_may_be_left_out(tmp_path):
-    assert labelled_images(manifest_of(tmp_path / "named"), "test").classes == ["river", "sea lake"]
-    nested = manifest_of(tmp_path / "nested", columns={"image": "img", "label": "nested.kind"})
-    assert labelled_images(nested, "test").classes == ["kind 0", "kind 1"]
-    labels = labelled_images(manifest_of(tmp_path / "few", Value("string"), [f"kind {n}" for n in range(19)]), "test")
-    assert len(labels.classes) == 19  # those of train too
-    assert labelled_images(manifest_of(tmp_path / "bare", Value("int64"), [7, 10]), "test").classes == ["7", "10"]
-
-
-def test_a_number_without_a_name_is_a_place_in_the_classes(tmp_path):
-    words = {"River": "a river", "SeaLake": "a lake"}
-    test = labelled_images(manifest_of(tmp_path / "places", Value("int64"), [0, 1], classes=words), "test")
-    assert [row["label"] for row in test.images] == [number % 2 for number in numbers(test.images)]
-    words = {"1": "the first", "0": "the other"}
-    test = labelled_images(manifest_of(tmp_path / "numbers", Value("int64"), [0, 1], classes=words), "test")
-    assert [row["label"] for row in test.images] == [1 - number % 2 for number in numbers(test.images)]
-
-
-def test_one_split_is_cut_at_random_by_a_seed(tmp_path):
-    whole = {"train": "data/*.parquet", "test": "data/*.parquet"}
-    parts = {
-        (seed, split): numbers(labelled_images(manifest_of(tmp_path, split_seed=seed, **whole), split).images)
-        for seed in (42, 43)
-        for split in ("train", "test")
-    }
-    assert [len(part) for part in parts.values()] == [24, 6, 24, 6]
-    assert sorted(parts[42, "train"] + parts[42, "test"]) == list(range(30))
-    assert set(parts[42, "test"]) != set(parts[43, "test"])
-    stored = [*range(20, 30), *range(20)]  # the order of the files' names
-    expected = torch.utils.data.random_split(stored, [24, 6], generator=torch.Generator().manual_seed(42))
-    assert set(parts[42, "train"]) == set(expected[0])
-    assert set(parts[42, "test"]) == set(expected[1])
-
-
-def test_from_the_hub_only_the_files_of_the_split_are_fetched(monkeypatch, tmp_path):
-    asked = []
-    classes = {"SeaLake": "a lake", "River": "a river"}
-    name = manifest_of(tmp_path, dataset="some/body", revision="abc", classes=classes)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **named: asked.append((given, named)) or str(tmp_path))
-    assert len(labelled_images(name, "test").images) == 10
-    assert asked == [(("some/body",), {"repo_type": "dataset", "revision": "abc", "allow_patterns": ["data/test-*.parquet"]})]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"columns": {"image": "image", "label": "kind"}}, r"columns\.image: .* has no column 'image'; it has img, kind, nested"),
-        ({"columns": {"image": "img", "label": "label"}}, r"columns\.label: .* has no column 'label'"),
-        ({"columns": {"image": "kind", "label": "kind"}}, r"columns\.image: 'kind' of .* holds no pictures"),
-        ({"columns": {"image": "img", "label": "nested"}}, r"columns\.label: 'nested' of .* neither a text nor a whole number"),
-        ({"test": "data/val-*.parquet"}, r"no file fits data/val-\*\.parquet"),
-        ({"classes": {"River": "a river", "Sealake": "a lake"}}, "label 'SeaLake' is none of them; did you mean 'Sealake'"),
-    ],
-)
-def test_wrong_parquet_files_name_the_key(tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
-        labelled_images(manifest_of(tmp_path, **changes), "test")
-
-
-def test_rows_without_a_label(tmp_path):
-    with pytest.raises(UserError, match="a row without a label"):
-        labelled_images(manifest_of(tmp_path / "one", values=["SeaLake", None]), "test")
-    words = {"River": "a river"}
-    with pytest.raises(UserError, match="label '1' is none of them; they are 1, counted from 0"):
-        labelled_images(manifest_of(tmp_path / "two", Value("int64"), [0, 1], classes=words), "test")
-
-
-# Manifests.
-
-DRAWN = {"kind": "classification", "generator": "drawings", "family": "shapes", "license": "MIT"}
-READ = {"kind": "classification", "dataset": "some/body", "train": "a-*", "test": "b-*", "license": "MIT"}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"generator": "drawing"}, "did you mean 'drawings'"),
-        ({"family": "shape"}, "family: 'shape' is unknown; did you mean 'shapes'"),
-        ({"per_class": {"train": 0}}, r"per_class\.train=0: must be at least 1"),
-        ({"per_class": {"valid": 3}}, r"unknown key 'per_class\.valid'"),
-        ({"dataset": "some/body"}, "generator, dataset: give one of them"),
-        ({"train": "a-*"}, "train: it says nothing beside generator: drawings"),
-        ({"templates": ["a photo."]}, r"templates: the class has to stand in 'a photo\.' once, as \{\}"),
-        ({"templates": ["a {} of {x}"]}, r"templates: the class has to stand in 'a \{\} of \{x\}' once"),
-        ({"templates": ["a {"]}, "and no other braces"),
-        ({"templates": []}, "templates: at least one is needed"),
-        ({"classes": {"ring": "round", "circle": "round"}}, "classes: 'round' stands for two labels"),
-    ],
-)
-def test_wrong_drawn_sets_name_the_key(change, message):
-    assert isinstance(parse_manifest(DRAWN, "a file"), LabelledManifest)
-    with pytest.raises(UserError, match=message):
-        parse_manifest({**DRAWN, **change}, "a file")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"dataset": ""}, "generator, dataset: give one of them"),
-        ({"mirrored": True}, "mirrored: it says nothing beside dataset"),
-        ({"test": ""}, "test: name the parquet files"),
-        ({"test": "a-*"}, "split_seed: it is needed where train and test are the same files, and only there"),
-        ({"split_seed": 3}, "split_seed: it is needed"),
-        ({"dataset": "mine.zip"}, r"train: it says nothing beside a dataset with index\.csv"),
-        ({"columns": {"labels": "label"}}, r"did you mean 'columns\.label'"),
-        ({"license": None}, "license"),
-    ],
-)
-def test_wrong_read_sets_name_the_key(change, message):
-    assert isinstance(parse_manifest(READ, "a file"), LabelledManifest)
-    with pytest.raises(UserError, match=message):
-        parse_manifest({**READ, **change}, "a file")
-
-
-def test_other_manifests_and_splits_are_refused():
-    with pytest.raises(UserError, match="shapes: it describes vqa, not labelled pictures"):
-        labelled_images("shapes", "train")
-    with pytest.raises(UserError, match="split: 'anchor' is neither"):
-        labelled_images("drawn-shapes", "anchor")
-    with pytest.raises(UserError, match="it describes classification, not questions"):
-        vqa_questions("drawn-shapes", "test")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""What a stream leaves after each of its tasks, to be compared."""
+"""What a stream leaves after each of its tasks and in its log, to be compared."""
 
 from __future__ import annotations
+
+import json
 
 import torch
 from safetensors.torch import load_file
@@ -16,3 +18,18 @@ def assert_equal(one, other):
     for name, state in one.items():
         assert state.keys() == other[name].keys()
         assert all(torch.equal(tensor, other[name][key]) for key, tensor in state.items())
+
+
+def fails_with(error):
+    """A function that fails, to stand where another does its work."""
+
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def logged(run):
+    """The log of a training, without times."""
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]

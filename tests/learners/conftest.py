@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import yaml
 
 from vla_tune.config import load_config
 from vla_tune.engine.signals import Interrupted
+from vla_tune.resources import resource
 
 QUICK = [
     "train.steps=6",
@@ -38,10 +40,20 @@ def tasks(*names):
     return f"stream.tasks=[{', '.join(f'{{name: {name}, manifest: {known[name]}}}' for name in names)}]"
 
 
+@pytest.fixture(scope="session")
+def few_pictures(tmp_path_factory):
+    """A folder with the shipped manifests of drawn pictures under their names, each with fewer pictures of a class."""
+    folder = tmp_path_factory.mktemp("manifests")
+    for name in ("invented-shapes", "invented-shapes-again", "invented-shapes-mirrored", "invented-textures", "drawn-signs"):
+        manifest = yaml.safe_load(resource("data_manifests", f"{name}.yaml").read_text())
+        (folder / name).write_text(yaml.safe_dump({**manifest, "per_class": {"train": 12, "test": 4}}))
+    return folder
+
+
 @pytest.fixture
-def quick_overrides():
+def quick_overrides(few_pictures):
     """What makes a stream quick."""
-    return QUICK
+    return [*QUICK, f"stream.folder={few_pictures}"]
 
 
 @pytest.fixture

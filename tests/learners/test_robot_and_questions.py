@@ -59,9 +59,9 @@ def robot(small_dataset):
 
 
 @pytest.mark.parametrize("name", ["igsp", "moe_adapters", "full"])
-def test_a_robot_learns_a_stream_and_keeps_its_vqa_ability_measured(robot, tmp_path, name):
+def test_a_robot_learns_a_stream_and_keeps_its_vqa_ability_measured(robot, copied, tmp_path, name):
     config = robot(f"method.name={name}", "rollout.videos=3")
-    train.run(config, tmp_path)
+    copied(robot(f"method.name={name}"))
     eval_vqa.run(config, tmp_path)
     eval_rollout.run(config, tmp_path)
     assert [file.name.split("-seed")[0] for file in sorted((tmp_path / "eval-rollout" / "videos").iterdir())] == [
@@ -100,13 +100,12 @@ def test_a_policy_that_has_cut_its_vlm_answers_with_the_base_vlms_upper_layers(r
         assert torch.equal(said(None), before)
 
 
-def test_a_robots_train_equals_train_and_resume(robot, tmp_path, stopped_at):
+def test_a_robots_train_equals_train_and_resume(robot, trained, tmp_path, stopped_at):
     config = robot()
-    train.run(config, tmp_path / "whole")
     with stopped_at(Robot, 6):
         train.run(config, tmp_path / "parts")
     train.run(config, tmp_path / "parts", resume=True)
-    assert_equal(states(tmp_path / "whole"), states(tmp_path / "parts"))
+    assert_equal(states(trained(config)), states(tmp_path / "parts"))
 
 
 @pytest.mark.parametrize(
@@ -118,11 +117,11 @@ def test_a_robots_train_equals_train_and_resume(robot, tmp_path, stopped_at):
         (["rollout.step_limit=501"], "ends every episode of drawer-open-v3 after 500 steps"),
     ],
 )
-def test_bad_input_of_a_robots_stream_is_told(robot, tmp_path, more, message):
-    train.run(robot(), tmp_path)
+def test_bad_input_of_a_robots_stream_is_told(robot, trained, more, message):
+    run = trained(robot())
     with pytest.raises(UserError, match=message):
-        eval_rollout.run(robot(*more), tmp_path)
-    assert {folder.name for folder in tmp_path.iterdir()} == {"train"}
+        eval_rollout.run(robot(*more), run)
+    assert {folder.name for folder in run.iterdir()} == {"train"}
 
 
 def test_lerobots_switches_that_do_not_hold_in_a_stream_are_told(robot, tmp_path, capsys):
@@ -159,13 +158,13 @@ def test_replayed_frames_are_of_all_of_a_tasks_demonstrations(robot):
     assert int(drawn.max()) >= frames[-3]
 
 
-def test_the_saved_policy_is_a_stock_one(robot, tmp_path):
+def test_the_saved_policy_is_a_stock_one(robot, trained):
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-    train.run(robot(), tmp_path)
-    policy = SmolVLAPolicy.from_pretrained(tmp_path / "train" / "policy", strict=True)
-    trained = load_file(tmp_path / "train" / "after" / "1.safetensors")
-    fresh = {name.removeprefix("fresh:").replace(".base.", "."): tensor for name, tensor in trained.items() if name.startswith("fresh:")}
+    run = trained(robot())
+    policy = SmolVLAPolicy.from_pretrained(run / "train" / "policy", strict=True)
+    left = load_file(run / "train" / "after" / "1.safetensors")
+    fresh = {name.removeprefix("fresh:").replace(".base.", "."): tensor for name, tensor in left.items() if name.startswith("fresh:")}
     state = policy.state_dict()
     assert fresh
     assert all(torch.equal(state[name], tensor) for name, tensor in fresh.items())
@@ -202,11 +201,10 @@ def test_padding_is_not_what_experts_are_chosen_by(robot):
         torch.testing.assert_close(shares, told[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_policy_acts_in_ones_own_program_as_the_documents_have_it(robot, tmp_path):
+def test_a_policy_acts_in_ones_own_program_as_the_documents_have_it(robot, trained):
     config = robot()
-    train.run(config, tmp_path)
     method = open_method(config)
-    after.restore(tmp_path / "train", 1, method)
+    after.restore(trained(config) / "train", 1, method)
     learner, deployed, taken = method.learner, Deployed(method), []
     before, unscale = learner.start.processors
     frame = learner.start.dataset[0]
@@ -218,11 +216,11 @@ def test_a_policy_acts_in_ones_own_program_as_the_documents_have_it(robot, tmp_p
     assert taken[0].tolist() == [0]
 
 
-def test_only_the_first_task_trains_a_new_action_expert(robot, tmp_path):
-    train.run(robot(), tmp_path)
-    first, last = (load_file(tmp_path / "train" / "after" / f"{task}.safetensors") for task in (0, 1))
+def test_only_the_first_task_trains_a_new_action_expert(robot, trained):
+    run = trained(robot())
+    first, last = (load_file(run / "train" / "after" / f"{task}.safetensors") for task in (0, 1))
     assert all(torch.equal(tensor, last[name]) for name, tensor in first.items() if name.startswith("fresh:"))
-    records = read_json(tmp_path / "train" / "stream.json")["records"]
+    records = read_json(run / "train" / "stream.json")["records"]
     assert records[0]["fresh"] > 0
     assert records[0]["trainable"]["first"] > records[0]["fresh"]
 

@@ -15,6 +15,8 @@ from vla_tune.policies.loading import load_processors, new_policy
 from vla_tune.policies.smolvla import SmolVLAAdapter
 from vla_tune.policies.weights import weights_digest
 from vla_tune.resources import demo_vlm
+from vla_tune.vlm.loading import load_vlm
+from vla_tune.vqa.replay import ReplayQuestions
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +68,19 @@ def anchor(policy):
         robot_std=None,
         backbone=weights_digest(adapter.vlm.state_dict()),
     )
+
+
+@pytest.fixture(scope="session")
+def memory():
+    """Six questions about six pictures of one colour each."""
+    from datasets import Dataset, Features, Image, List, Value
+    from PIL import Image as Pictures
+
+    colours = ["red", "green", "blue", "yellow", "white", "black"]
+    columns = {
+        "image": [Pictures.new("RGB", (64, 64), colour) for colour in colours],
+        "question": ["What colour is the circle?", "Is there a circle?"] * 3,
+        "answers": [[colour] for colour in colours],
+    }
+    types = Features({"image": Image(), "question": Value("string"), "answers": List(Value("string"))})
+    return ReplayQuestions(Dataset.from_dict(columns, features=types), load_vlm(str(demo_vlm()))[1], seed=3)

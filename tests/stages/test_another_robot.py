@@ -33,10 +33,9 @@ def other(tmp_path_factory):
 
 
 @pytest.fixture
-def moved_on(small_config, other, tmp_path):
+def moved_on(small_config, other, trained):
     """A function from further overrides to the configuration that goes on from a finished run."""
-    train.run(small_config("train.steps=1"), tmp_path / "first")
-    start = f"policy.path={tmp_path / 'first' / 'train' / 'policy'}"
+    start = f"policy.path={trained(small_config('train.steps=1')) / 'train' / 'policy'}"
     data = ["data.repo_id=local/other", f"data.root={other}", "data.heldout=0.4", "policy.settings={}", "train.steps=1"]
     return lambda *more: small_config(start, *data, "rollout.tasks=[]", "rollout.n_action_steps=2", *more)
 

@@ -100,7 +100,7 @@ def test_a_train_artifact_with_its_anchor(train_run, capsys):
 
 
 def test_the_policy_folder_of_a_train_artifact_is_compared_with_the_base_not_with_itself(train_run):
-    pair = eval_vqa.open_pair(config("policy.base_vlm=null", f"train.path={train_run / 'train' / 'policy'}"), train_run)
+    pair = eval_vqa.open_pair(config("device=cpu", "policy.base_vlm=null", f"train.path={train_run / 'train' / 'policy'}"), train_run)
     assert pair.base == str(demo_vlm())
     assert pair.inputs[0]["stage"] == "train"
 
@@ -109,7 +109,7 @@ def test_a_tuned_vlm_is_never_taken_for_its_own_base(train_run, tmp_path):
     for part in ("policy", "vlm"):
         shutil.copytree(train_run / "train" / part, tmp_path / part)
     with pytest.raises(UserError, match=r"tuned VLM itself; set policy\.base_vlm"):
-        eval_vqa.open_pair(config("policy.base_vlm=null", f"train.path={tmp_path / 'policy'}"), tmp_path)
+        eval_vqa.open_pair(config("device=cpu", "policy.base_vlm=null", f"train.path={tmp_path / 'policy'}"), tmp_path)
 
 
 def test_a_base_at_chance_is_refused(folders, tmp_path):

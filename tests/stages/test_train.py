@@ -198,8 +198,8 @@ def test_the_plan_trains_nothing(small_config, tmp_path, anchored, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_resumption_never_replaces_a_finished_run(small_config, tmp_path):
-    train.run(small_config("train.steps=2"), tmp_path)
+def test_a_resumption_never_replaces_a_finished_run(small_config, copied, tmp_path):
+    copied(small_config("train.steps=2"))
     before = files_table(tmp_path / "train")
     with pytest.raises(UserError, match=r"--resume: seed was 0, is 1"):
         train.run(small_config("train.steps=4", "seed=1"), tmp_path, resume=True)

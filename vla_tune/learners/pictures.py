@@ -18,6 +18,7 @@ from vla_tune.data.manifests import in_folder
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE, side_by_side
 from vla_tune.learners.base import StreamLearner, draws, redraws
+from vla_tune.learners.once import once
 from vla_tune.learners.patches import patch_responses
 from vla_tune.vlm.parts import part_blocks
 
@@ -194,7 +195,7 @@ class Pictures(StreamLearner):
 
     # Data, kept where it fits.
 
-    @functools.cache  # noqa: B019 - a learner lives as long as its process
+    @once
     def _test_features(self, task: int) -> Tensor:
         return self._features(self._pixels(task, "test"), len(self._labels(task, "test")))
 
@@ -212,18 +213,18 @@ class Pictures(StreamLearner):
     def _reference_features(self) -> Tensor:
         return self._features(self._reference_pixels, len(self._reference_labels))
 
-    @functools.cache  # noqa: B019
+    @once
     def _prompts(self, task: int) -> dict[str, Tensor]:
         """What the classes are called in training: by the first template."""
         known = self._sets[task]["train"]
         return self._tokens(known, known.templates[0])
 
-    @functools.cache  # noqa: B019
+    @once
     def _labels(self, task: int, split: str) -> Tensor:
         labels = torch.tensor(self._sets[task][split].images["label"])
         return labels if split == "train" else labels[: self.config.vqa.questions]
 
-    @functools.cache  # noqa: B019
+    @once
     def _pixels(self, task: int, split: str) -> Pixels:
         return self._reader(self._sets[task][split], f"{self.tasks[task]}, {split}")
 

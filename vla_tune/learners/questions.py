@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +12,7 @@ from vla_tune.data.manifests import in_folder
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import question_features, score_questions
 from vla_tune.learners.base import StreamLearner, draws, redraws
+from vla_tune.learners.once import once
 from vla_tune.vlm.batches import answer_loss, answer_tokens, answered_inputs
 from vla_tune.vlm.loading import load_vlm, save_vlm
 from vla_tune.vlm.parts import TEXT, VISION, part_blocks
@@ -94,7 +94,7 @@ class Questions(StreamLearner):
         manifest = self._reference if task == NONE else self._manifests[task]
         return list(_tested(str(manifest), self.config.vqa.questions)["image_id"])
 
-    @functools.cache  # noqa: B019 - a learner lives as long as its process
+    @once
     def _questions(self, task: int) -> Dataset:
         return vqa_questions(self._manifests[task], "anchor")
 

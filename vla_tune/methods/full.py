@@ -13,7 +13,7 @@ class Full(Method):
     name: ClassVar[str] = "full"
 
     def prepare(self) -> None:
-        if self.learner.adapter is not None:
+        if self.learner.adapter is not None and not self.learner.config.stream.tasks:  # a stream may train the action expert alone
             self.require_trainable_vlm()
 
     def begin(self, task: int) -> None:
