@@ -42,7 +42,7 @@ class PolicyLearner(Learner):
             say(f"{count:,} of the policy's weights come in {name}; they train in float32, the forward pass computes in {self.dtype}")
         self.adapter.prepare_forward(self.dtype, checkpointing=train.activation_checkpointing)
         if train.compile:
-            say(f"{compiled(self.model)} norms and MLPs are compiled when they are first used, which takes a minute or more")
+            say(f"{compiled(self.model)} norms and MLPs are compiled when they are first used, which takes minutes")
 
     # Batches.
 
