@@ -32,6 +32,7 @@ def reduce(method: Method, batch: Any, parts: int = 1) -> tuple[Values, Values, 
         terms = method.terms(batch)
         return *_values(terms), backward(terms)
     learner, size = method.learner, method.learner.size(batch)
+    parts = min(parts, size)  # the last batch of an epoch of lerobot's may be short
     pieces = [Part(index, parts, size) for index in range(parts)]
     batches = [learner.rows(batch, piece.rows(size)) for piece in pieces]
     shares = _shares(method, list(zip(pieces, batches, strict=True)))
