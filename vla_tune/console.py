@@ -65,7 +65,7 @@ class Counter:
         if self._bar:
             bar, task = self._bar
             bar.update(task, advance=count, rate=f"{self.rate:.1f} {self.unit}/s", note=note)
-        elif time.monotonic() - self._shown >= PLAIN_EVERY_S:
+        elif self.description and time.monotonic() - self._shown >= PLAIN_EVERY_S:
             self._shown = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)
             pace = f"{self.rate:.1f} {self.unit}/s, {left:.0f} s left"
@@ -89,8 +89,11 @@ class Counter:
 
 @contextmanager
 def progress(description: str, total: int, unit: str) -> Iterator[Counter]:
-    """A progress bar on a terminal, else a line now and then and one at the end."""
+    """A progress bar on a terminal, else a line now and then and one at the end; without a description, nothing."""
     counter = Counter(description, total, unit)
+    if not description:
+        yield counter
+        return
     if not is_rich():
         yield counter
         if counter.done > counter._start:  # noqa: SLF001 - the counter is this module's own

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -20,6 +22,33 @@ class RunError(RuntimeError):
 def is_full_disk(error: BaseException) -> bool:
     """Whether a write failed for want of room; safetensors tells it in words alone."""
     return getattr(error, "errno", None) == errno.ENOSPC or (type(error).__name__ == "SafetensorError" and "os error 28" in str(error))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a device or on the host; torch's allocator of the CPU tells it in words alone."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    told = any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or (isinstance(error, RuntimeError) and told)
+
+
+@contextmanager
+def out_of_memory_told(device: str, remedy: str) -> Iterator[None]:
+    """Turn a failed allocation into one message.
+
+    Args:
+        device: what ran out of memory.
+        remedy: the keys that help.
+
+    Raises:
+        RunError: memory ran out in the block.
+
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"out of memory on {device}: try {remedy}") from None
 
 
 def is_denied(error: BaseException) -> bool:

@@ -29,8 +29,9 @@ def waits_of(method, config, batches, steps=2):
     """Where two steps of a method wait."""
     learner = method.learner
     step = Step(method, *learner.optimizer(method.parameter_groups(config.train.lr)))
+    on_device = list(itertools.islice(batches, steps))
     with Waits() as waits:
-        for batch in itertools.islice(batches, steps):
+        for batch in on_device:
             step(batch)
     return waits.ours
 

@@ -10,6 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default}
 
 
+OTHERS = {
+    "vqa/replay.py": "row numbers on the host",
+    "engine/reduce.py": "autograd, in the backward pass of what transformers merges pictures into texts by",
+}
+"""Files of ours that a wait is told of and which it is not of."""
+
+
 class Waits(TorchDispatchMode):
     """Collects where our own code waits; lerobot's and transformers' reads are theirs (docs/traps.md lists them)."""
 
@@ -30,7 +37,8 @@ class Waits(TorchDispatchMode):
         while frame and ("/torch/" in frame.f_code.co_filename or "<" in frame.f_code.co_filename):
             frame = frame.f_back
         if frame and "/vla_tune/" in frame.f_code.co_filename:
-            self.ours.append(f"{what} in {frame.f_code.co_filename.rpartition('/vla_tune/')[2]}:{frame.f_lineno}")
+            file = frame.f_code.co_filename.rpartition("/vla_tune/")[2]
+            self.ours += [] if file in OTHERS else [f"{what} in {file}:{frame.f_lineno}"]
 
     def __enter__(self):
         """Also what turns a tensor into numbers without an operation."""

@@ -75,15 +75,15 @@ def test_all_stages(pipeline, tmp_path, kind, method):
 def test_train_equals_train_and_resume(pipeline, tmp_path, monkeypatch, method):
     config = pipeline("pi0", f"method.name={method}", "method.lora.rank=2")
     train.run(config, tmp_path / "whole")
-    save = checkpoint.save
+    write = checkpoint.write
 
-    def stop_after_two(run, step, *what):
-        save(run, step, *what)
-        if step == 2:
+    def stop_after_two(run, snapshot, *what, **more):
+        write(run, snapshot, *what, **more)
+        if snapshot.step == 2:
             raise Interrupted(130)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", stop_after_two)
+        patch.setattr(checkpoint, "write", stop_after_two)
         with pytest.raises(Interrupted):
             train.run(config, tmp_path / "parts")
     train.run(config, tmp_path / "parts", resume=True)

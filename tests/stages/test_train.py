@@ -163,16 +163,14 @@ def test_not_a_number_keeps_the_last_checkpoint(small_config, tmp_path, monkeypa
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(small_config, tmp_path, monkeypatch):
-    import lerobot.common.train_utils as lerobot_utils
+    original = checkpoint.sync_tree
 
-    original = lerobot_utils.save_training_state
-
-    def full(folder, step, *rest, **more):
-        if step == 4:
+    def full(folder):
+        if folder.name == "4.new":
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
-        return original(folder, step, *rest, **more)
+        return original(folder)
 
-    monkeypatch.setattr(lerobot_utils, "save_training_state", full)
+    monkeypatch.setattr(checkpoint, "sync_tree", full)
     with pytest.raises(OSError, match="No space left"):
         train.run(small_config(), tmp_path)
     folder = tmp_path / "train.partial" / "checkpoints"

@@ -138,6 +138,16 @@ def _hold(folder: Path) -> None:
     _HELD[folder.absolute()] = handle
 
 
+def _forget_in_child() -> None:
+    """Close a forked process's copies of the handles: a process that reads data must not hold a folder after its parent was killed."""
+    for handle in _HELD.values():
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def _let_go(folder: Path) -> None:
     if (handle := _HELD.pop(folder.absolute(), None)) is not None:
         os.close(handle)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 SCHEMA = "vla-tune/artifact/1"
-UNLISTED = "checkpoints"
-"""A folder of an artifact that its files table leaves out: what `--resume` needs and nobody reads."""
+UNLISTED = ("checkpoints", "trackers")
+"""Folders of an artifact that its files table leaves out: what `--resume` needs, and what trackers keep, which no stage reads."""
 
 
 class FileEntry(TypedDict):
@@ -99,7 +99,7 @@ def files_table(folder: Path) -> dict[str, FileEntry]:
     """Return every file of an artifact by relative path, sorted."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "artifact.json")
     named = ((file, file.relative_to(folder)) for file in files)
-    return {name.as_posix(): file_entry(file) for file, name in named if name.parts[0] != UNLISTED}
+    return {name.as_posix(): file_entry(file) for file, name in named if name.parts[0] not in UNLISTED}
 
 
 def file_entry(file: Path) -> FileEntry:

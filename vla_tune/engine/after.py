@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import sync_folder, sync_tree
-from vla_tune.engine.state import read_state, write_state
+from vla_tune.engine.state import read_state, state_of, write_state
 
 if TYPE_CHECKING:
     from vla_tune.methods.base import Method
@@ -21,7 +21,7 @@ def leave(run: Path, task: int, method: Method, record: dict[str, Any]) -> None:
     folder, fresh = run / FOLDER, run / f"{FOLDER}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
-    write_state(fresh, str(task), method, {"record": record})
+    write_state(fresh, str(task), state_of(method, {"record": record}))
     sync_tree(fresh)
     folder.mkdir(exist_ok=True)
     for part in sorted(fresh.iterdir(), reverse=True):  # the tensors first: where the JSON is, all is

@@ -1,6 +1,6 @@
 """Checkpoints of a run in progress, written whole or not at all: what trains, optimizer, schedule, generators, place.
 
-    checkpoints/<step>/checkpoint.json         schema, place, digests of the other files
+    checkpoints/<step>/checkpoint.json         schema, place, held-out loss, digests of the other files
                        state.safetensors       what training has changed or added (`Method.state_dict`)
                        state.json              what of it is no tensor
                        training_state/         optimizer, schedule and random generators, as lerobot writes them
@@ -11,16 +11,19 @@ Safetensors and JSON: nothing in it can run when it is read.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import files_table, sync_folder, sync_tree
-from vla_tune.engine.state import read_state, readable, write_state
+from vla_tune.engine.state import State, copied, read_state, readable, state_of, write_state
 from vla_tune.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vla_tune.engine.step import Step
     from vla_tune.methods.base import Method
 
@@ -38,24 +41,56 @@ class Place:
     step: int = 0
 
 
-def save(run: Path, step: int, place: Place, trainer: Step, more: dict[str, Any], keep: int) -> None:
-    """Write `run/checkpoints/<step>` under a temporary name, sync it, rename it, then drop all but the newest `keep`.
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, copied to the host: training may go on while it is written.
+
+    step: counted over all tasks.
+    heldout_loss: where it was measured at this step.
+    """
+
+    step: int
+    place: Place
+    state: State
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    generators: dict[str, Tensor]
+    heldout_loss: float | None = None
+
+
+def take(step: int, place: Place, trainer: Step, more: dict[str, Any], heldout_loss: float | None = None) -> Snapshot:
+    """Copy a run as it is now.
 
     Args:
-        step: counted over all tasks.
         more: what else a resumed run needs to know.
 
     """
-    from lerobot.common.train_utils import save_training_state
+    from lerobot.utils.random_utils import serialize_rng_state
 
+    optimizer, scheduler = copied(trainer.optimizer.state_dict()), copied(trainer.scheduler.state_dict())
+    return Snapshot(step, place, state_of(trainer.method, more), optimizer, scheduler, copied(serialize_rng_state()), heldout_loss)
+
+
+def write(run: Path, snapshot: Snapshot, keep: int, *, keep_best: bool = False) -> None:
+    """Write `run/checkpoints/<step>` under a temporary name, sync it, rename it, then drop all but the newest `keep`.
+
+    Args:
+        keep_best: whether the one with the lowest held-out loss stays too.
+
+    """
     folder = run / FOLDER
-    fresh, final = folder / f"{step}.new", folder / str(step)
+    fresh, final = folder / f"{snapshot.step}.new", folder / str(snapshot.step)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        write_state(fresh, "state", trainer.method, more)
-        save_training_state(fresh, step, trainer.optimizer, trainer.scheduler)
-        head = {"schema": SCHEMA, "place": asdict(place), "files": files_table(fresh)}
+        write_state(fresh, "state", snapshot.state)
+        _write_training(fresh / "training_state", snapshot)
+        head = {
+            "schema": SCHEMA,
+            "place": asdict(snapshot.place),
+            "heldout_loss": snapshot.heldout_loss,
+            "files": files_table(fresh),
+        }
         (fresh / HEAD).write_text(json.dumps(head, indent=1))
         sync_tree(fresh)
     except BaseException:
@@ -64,13 +99,53 @@ def save(run: Path, step: int, place: Place, trainer: Step, more: dict[str, Any]
     shutil.rmtree(final, ignore_errors=True)
     fresh.rename(final)
     sync_folder(folder)
+    lowest = best(run) if keep_best else None
     for old in finished(run)[:-keep]:
-        shutil.rmtree(folder / str(old))
+        if lowest is None or old != lowest[0]:
+            gone = (folder / str(old)).rename(folder / f"{old}.old")  # whole or gone, also where the run dies in here
+            shutil.rmtree(gone)
+
+
+def _write_training(folder: Path, snapshot: Snapshot) -> None:
+    """The folder that lerobot's `save_training_state` writes, from copies."""
+    from lerobot.utils.constants import OPTIMIZER_PARAM_GROUPS, OPTIMIZER_STATE, RNG_STATE, SCHEDULER_STATE, TRAINING_STEP
+    from lerobot.utils.io_utils import write_json
+    from lerobot.utils.utils import flatten_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    moments = {key: value for key, value in snapshot.optimizer.items() if key != "param_groups"}
+    save_file(flatten_dict(moments), folder / OPTIMIZER_STATE)
+    save_file(flatten_dict(snapshot.generators), folder / RNG_STATE)
+    write_json(snapshot.optimizer["param_groups"], folder / OPTIMIZER_PARAM_GROUPS)
+    write_json(snapshot.scheduler, folder / SCHEDULER_STATE)
+    write_json({"step": snapshot.step}, folder / TRAINING_STEP)
+
+
+def clear(run: Path) -> None:
+    """Remove what a run that was killed had half written or half removed."""
+    for left in (run / FOLDER).glob("*.*"):
+        shutil.rmtree(left)
 
 
 def finished(run: Path) -> list[int]:
     """The steps, over all tasks, of the complete checkpoints, oldest first."""
     return sorted(int(entry.name) for entry in (run / FOLDER).glob("*") if entry.name.isdigit())
+
+
+def best(run: Path) -> tuple[int, float] | None:
+    """The step of the checkpoint with the lowest held-out loss, and that loss; None where it was measured at none."""
+    losses = {step: _heldout_loss(run / FOLDER / str(step)) for step in finished(run)}
+    return min(((step, loss) for step, loss in losses.items() if math.isfinite(loss)), key=lambda one: one[1], default=None)
+
+
+def _heldout_loss(folder: Path) -> float:
+    """Not a number where none was measured."""
+    try:
+        loss: float | None = json.loads((folder / HEAD).read_text()).get("heldout_loss")
+    except (OSError, ValueError):  # damaged: told where it is read to go on from
+        return math.nan
+    return math.nan if loss is None else loss
 
 
 def newest(run: Path) -> tuple[Path, Place] | None:

@@ -7,23 +7,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from vla_tune.engine.trackers import Trackers
 
 FILE = "metrics.jsonl"
 
 
 class Log:
-    """Writes rows; a figure stays on the device until its row is written."""
+    """Writes rows, here and to the trackers; a figure stays on the device until its row is written."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, trackers: Trackers) -> None:
+        self._file, self._trackers = file, trackers
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row, where a reader sees it at once."""
-        self._file.write(json.dumps({name: as_number(value) for name, value in row.items()}) + "\n")
+        numbers = {name: as_number(value) for name, value in row.items()}
+        self._file.write(json.dumps(numbers) + "\n")
         self._file.flush()
+        self._trackers.log(numbers)
 
 
 class Pace:
@@ -48,10 +53,10 @@ class Pace:
 
 
 @contextmanager
-def open_log(folder: Path) -> Iterator[Log]:
+def open_log(folder: Path, trackers: Trackers) -> Iterator[Log]:
     """The log of the run in `folder`, to be gone on with."""
     with (folder / FILE).open("a") as file:
-        yield Log(file)
+        yield Log(file, trackers)
 
 
 def as_number(value: Any) -> Any:

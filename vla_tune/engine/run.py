@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -16,19 +17,22 @@ from vla_tune.engine.log import Log, Pace, cut, open_log
 from vla_tune.engine.signals import Interrupted, stop_signals
 from vla_tune.engine.sizes import Sizes
 from vla_tune.engine.step import Step
+from vla_tune.engine.trackers import Trackers, open_trackers
+from vla_tune.engine.writer import Writer
 from vla_tune.errors import RunError
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
+    from vla_tune.engine.measure import Measure
     from vla_tune.methods.base import Method
-
-KEPT = 2
-"""How many checkpoints stay: the newest, and the one before it."""
 
 
 @dataclass
 class Run:
     """A training in the folder `path`.
+
+    Args:
+        measure: what is measured every `train.eval_every` steps.
 
     Raises:
         RunError: the loss or the gradient is no number; the newest checkpoint is named.
@@ -39,9 +43,14 @@ class Run:
     config: Config
     method: Method
     path: Path
+    measure: Measure | None = None
     _from: Path | None = field(default=None, init=False)
     """The checkpoint that it goes on from."""
     _sizes: Sizes = field(default_factory=Sizes, init=False)
+    _writer: Writer = field(init=False)
+    _trackers: Trackers = field(init=False)
+    _lowest: float = field(default=math.inf, init=False)
+    """The lowest held-out loss that a checkpoint keeps."""
 
     @property
     def of_stream(self) -> bool:
@@ -67,8 +76,15 @@ class Run:
 
     def learn(self, place: Place) -> None:
         """From `place` to the end of the last task, with log rows and checkpoints in the folder."""
-        for task in range(place.task, len(self.method.learner.tasks)):
-            self._learn_task(task, place.step if task == place.task else 0)
+        train = self.config.train
+        opened = open_trackers(self.config, self.path, self.steps_at(place))
+        with Writer(self.path, train.keep_checkpoints, keep_best=train.keep_best) as self._writer, opened as self._trackers:
+            best = checkpoint.best(self.path)
+            self._lowest = best[1] if best else math.inf
+            for task in range(place.task, len(self.method.learner.tasks)):
+                self._learn_task(task, place.step if task == place.task else 0)
+        if train.keep_best and (best := checkpoint.best(self.path)):
+            say(f"the lowest held-out loss, {best[1]:.4f}, was that of step {best[0]}; its checkpoint is kept")
 
     def _learn_task(self, task: int, first: int) -> None:
         """One task: its own seed, its own optimizer and schedule, so that every task can be gone on from."""
@@ -84,7 +100,7 @@ class Run:
         sizes = self._sizes if first else Sizes()
         batches = learner.batches(task, first)
         title = f"task {task + 1} of {len(learner.tasks)}, {learner.tasks[task]}" if self.of_stream else "train"
-        with progress(title, train.steps, "steps") as counter, stop_signals() as stopped, open_log(self.path) as log:
+        with progress(title, train.steps, "steps") as counter, stop_signals() as stopped, open_log(self.path, self._trackers) as log:
             counter.skip(first)
             pace = Pace()
             for number in range(first + 1, train.steps + 1):
@@ -95,35 +111,56 @@ class Run:
                 counter.advance()
                 learnt = not step.trained
                 last = number == train.steps or learnt
-                logged = number % train.log_every == 0 or last or bool(stopped)
+                measuring = self.measure is not None and number % train.eval_every == 0
+                logged = number % train.log_every == 0 or last or measuring or bool(stopped)
                 if logged or number % train.checkpoint_every == 0:
                     self._check(step, task)
+                measured: dict[str, float] = {}
                 if logged:
                     counter.note(f"loss {float(row['loss']):.4f}")
-                    self._log(log, Place(task, number), {**row, **pace.told()})
+                    paced = pace.told()
+                    measured = self.measure() if self.measure and measuring else {}
+                    self._log(log, Place(task, number), {**row, **paced, **measured})
                 if learnt:
                     say(f"what the model knows already is all that this task keeps: nothing is left to train after step {number}")
                     sizes.add(0, train.steps - number)
                     break
-                due = number % train.checkpoint_every == 0 or last or stopped
+                due = self._is_lowest(measured) or number % train.checkpoint_every == 0 or last or stopped
                 if due and not (last and self.of_stream):
-                    place = Place(task, number)
-                    checkpoint.save(self.path, self.steps_at(place), place, step, {"sizes": sizes.steps}, KEPT)
-                    pace = Pace()  # writing is no part of a step
+                    self._save(step, Place(task, number), sizes, measured.get("heldout_loss"))
+                if due or measuring:
+                    pace = Pace()  # writing and measuring are no part of a step
                 if stopped and not last:
-                    raise Interrupted(stopped[0])
+                    self._stop(stopped)
             learner.model.eval()
             method.end(task)
             if self.of_stream:
                 self._leave(task, sizes)
             if stopped:
-                raise Interrupted(stopped[0])
+                self._stop(stopped)
+
+    def _is_lowest(self, measured: dict[str, float]) -> bool:
+        """Whether this held-out loss is the lowest so far, and its checkpoint is to be kept."""
+        loss = measured.get("heldout_loss", math.inf)
+        if not (self.config.train.keep_best and loss < self._lowest):
+            return False
+        self._lowest = loss
+        return True
+
+    def _save(self, step: Step, place: Place, sizes: Sizes, heldout_loss: float | None) -> None:
+        self._writer.save(lambda: checkpoint.take(self.steps_at(place), place, step, {"sizes": sizes.steps}, heldout_loss))
+
+    def _stop(self, received: list[int]) -> NoReturn:
+        """Once the checkpoint is safe."""
+        self._writer.wait()
+        raise Interrupted(received[0])
 
     def _check(self, step: Step, task: int) -> None:
         """Wait for the device, and end the run where a step since the last check was no number."""
         try:
             step.finite.check()
         except FloatingPointError as error:
+            self._writer.wait()
             done = checkpoint.finished(self.path)
             safe = f"the checkpoint of step {done[-1]} is safe" if done else "no checkpoint had been written"
             where = f"task {task + 1}, " if self.of_stream else ""
@@ -145,4 +182,5 @@ class Run:
             **method.record(task),
         }
         after.leave(self.path, task, method, record)
+        self._writer.wait()
         shutil.rmtree(self.path / checkpoint.FOLDER, ignore_errors=True)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from vla_tune.errors import UserError
 
@@ -14,14 +18,35 @@ if TYPE_CHECKING:
     from vla_tune.methods.base import Method
 
 
-def write_state(folder: Path, name: str, method: Method, more: dict[str, Any]) -> None:
-    """Write `<name>.safetensors` and `<name>.json`: the method's state and note, the learner's scales, and `more`."""
+@dataclass(frozen=True)
+class State:
+    """A moment's copy of what training has made: the tensors on the host, the rest as JSON."""
+
+    tensors: dict[str, Tensor]
+    note: str
+
+
+def state_of(method: Method, more: dict[str, Any]) -> State:
+    """The method's state and note, the learner's scales, and `more`; nothing in it changes when training goes on."""
+    note = {**more, "note": method.note(), "scales": method.learner.scales()}
+    return State(copied(method.state_dict()), json.dumps(note))
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of a state, its tensors contiguous and on the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: copied(one) for key, one in value.items()}
+    return [copied(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def write_state(folder: Path, name: str, state: State) -> None:
+    """Write `<name>.safetensors` and `<name>.json`."""
     from safetensors.torch import save_file
 
-    state = {key: tensor.contiguous().clone() for key, tensor in method.state_dict().items()}
-    save_file(state, folder / f"{name}.safetensors")
-    note = {**more, "note": method.note(), "scales": method.learner.scales()}
-    (folder / f"{name}.json").write_text(json.dumps(note))
+    save_file(state.tensors, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(state.note)
 
 
 def read_state(folder: Path, name: str, method: Method, remedy: str) -> dict[str, Any]:

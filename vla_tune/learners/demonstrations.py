@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vla_tune.console import say
 from vla_tune.data.batches import (
     as_floats,
     chosen_episodes,
@@ -118,7 +117,6 @@ class Demonstrations(PolicyLearner):
         for number, batch in enumerate(ordered_batches(self.frames, frames, self.config.train.batch_size)):
             one = self.with_draws(self.processed(batch), 0, number)
             total += self.size(one) * PolicyLearner.loss(self, one)
-        say(f"held-out action loss: {total.item() / len(frames):.4f} over {len(frames)} frames")
         return total.item() / len(frames)
 
     def save(self, folder: Path, final: Path) -> None:

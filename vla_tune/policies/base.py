@@ -265,7 +265,6 @@ class PolicyAdapter(ABC):
     def _bos(self) -> int | None:
         """The token that opens a text."""
 
-    @staticmethod
-    def _text(blocks: Tensor, tokens: Tensor) -> slice:
+    def _text(self, blocks: Tensor, tokens: Tensor) -> slice:
         """Where the text stands in the prefix."""
         return slice(blocks.shape[1] - tokens.shape[1], blocks.shape[1])

@@ -199,6 +199,13 @@ def grafted_vlm(policy: PreTrainedPolicy, base: str) -> tuple[PreTrainedModel, P
     return vlm, processor
 
 
+def vlm_is_whole(policy: PreTrainedPolicy) -> bool:
+    """Whether a policy has all decoder blocks of its VLM; lerobot can leave out the upper ones."""
+    vlm = adapt(policy).vlm
+    layers: Any = decoder_of(vlm).layers
+    return len(layers) == vlm.config.get_text_config().num_hidden_layers
+
+
 def whole_vlm(policy: PreTrainedPolicy, base: str) -> PreTrainedModel:
     """The policy's own VLM, which can answer; where the policy has cut it, with the base VLM's upper layers on top.
 
@@ -210,7 +217,7 @@ def whole_vlm(policy: PreTrainedPolicy, base: str) -> PreTrainedModel:
     """
     own = adapt(policy).vlm
     layers: Any = decoder_of(own).layers
-    if len(layers) == own.config.get_text_config().num_hidden_layers:
+    if vlm_is_whole(policy):
         return own
     whole = grafted_vlm(policy, base)[0].to(next(own.parameters()))  # type: ignore[arg-type]
     upper: Any = decoder_of(whole).layers

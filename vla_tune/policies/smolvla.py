@@ -165,8 +165,8 @@ class SmolVLAAdapter(PolicyAdapter):
     def _bos(self) -> int | None:
         return self.policy.model.vlm_with_expert.processor.tokenizer.bos_token_id  # type: ignore[no-any-return]
 
-    @staticmethod
-    def _text(blocks: Tensor, tokens: Tensor) -> slice:
-        """Last, before the state, which opens an attention block."""
-        state = int(blocks[0].int().argmax())
+    def _text(self, blocks: Tensor, tokens: Tensor) -> slice:
+        """Last, before the state, which opens an attention block; the prefix may be padded behind that."""
+        padded = self.policy.model.prefix_length > 0
+        state = int(blocks[0].int().argmax()) if padded else blocks.shape[1] - 1  # to look would wait for the device
         return slice(state - tokens.shape[1], state)

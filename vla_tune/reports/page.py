@@ -11,8 +11,14 @@ from vla_tune.reports import media, plots, tables
 from vla_tune.reports.provenance import provenance
 from vla_tune.reports.runs import Row, Run, layer_series
 
-CURVES = (("loss", "loss", True), ("grad_norm", "gradient norm", True), ("lr", "learning rate", False))
-METRICS = ("step", "loss", "lr", "grad_norm", "step_s", "data_s")
+CURVES = (
+    ("loss", "loss", True),
+    ("grad_norm", "gradient norm", True),
+    ("lr", "learning rate", False),
+    ("vqa_accuracy", "VQA accuracy in training", False),
+    ("drift_vqa", "drift from the anchor", True),
+)
+METRICS = ("step", "loss", "lr", "grad_norm", "step_s", "data_s", "heldout_loss", "vqa_accuracy", "drift_vqa")
 
 
 def numbers(runs: list[Run]) -> Row:
@@ -63,7 +69,7 @@ def page(runs: list[Run], made_at: str, version: str) -> str:
             ]
         ),
         drift=_figures([("Final drift by layer", plots.final_drift(runs)), *_layer_maps(runs)]),
-        curves=_figures([(title.capitalize(), plots.curve(runs, key, title, log=log)) for key, title, log in CURVES]),
+        curves=_figures([(title[0].upper() + title[1:], plots.curve(runs, key, title, log=log)) for key, title, log in CURVES]),
     )
 
 

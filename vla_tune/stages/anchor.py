@@ -13,6 +13,7 @@ from vla_tune.anchors.overview import by_layer, show_parts
 from vla_tune.anchors.taking import Layers, take_anchor
 from vla_tune.artifacts.folder import Artifact, Draft
 from vla_tune.console import say
+from vla_tune.errors import out_of_memory_told
 from vla_tune.policies import adapt
 from vla_tune.policies.devices import on_device
 from vla_tune.policies.starting import starting_policy
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """Take the statistics of the starting policy's VLM over `anchor.samples` questions and write `RUN/anchor`."""
-    with Draft(run / "anchor", "anchor", overwrite=overwrite) as draft:
-        return _take(on_device(config), draft)
+    config = on_device(config)
+    with Draft(run / "anchor", "anchor", overwrite=overwrite) as draft, out_of_memory_told(config.device, "a smaller anchor.batch_size"):
+        return _take(config, draft)
 
 
 def _take(config: Config, draft: Draft) -> Artifact:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vla_tune.methods.base import Method
 
 LEFT_OUT = {
-    "train": ("method.full.vlm_lr", "data.heldout", "data.heldout_frames"),
+    "train": ("method.full.vlm_lr", "data.heldout", "data.heldout_frames", "train.eval_every", "train.eval_questions", "train.keep_best"),
     "eval-vqa": ("vqa.ranked",),
     "eval-rollout": ("rollout.tasks", "rollout.probe", "rollout.compat"),
 }

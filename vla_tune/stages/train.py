@@ -11,9 +11,11 @@ from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import departures
 from vla_tune.console import say
 from vla_tune.engine.checkpoint import Place
+from vla_tune.engine.disk import check_disk
+from vla_tune.engine.measure import measure_of
 from vla_tune.engine.plan import show_groups, show_plan
 from vla_tune.engine.run import Run
-from vla_tune.errors import UserError
+from vla_tune.errors import UserError, out_of_memory_told
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.methods import method_class
 from vla_tune.methods.wise_ft import finished_run
@@ -27,6 +29,11 @@ from vla_tune.stages.resume import check_begun, reopen
 if TYPE_CHECKING:
     from vla_tune.config import Config
     from vla_tune.methods.base import Method
+
+MEMORY_KEYS = (
+    "train.accumulate (must divide train.batch_size), train.activation_checkpointing=true, train.precision=bfloat16, "
+    "or a smaller train.batch_size"
+)
 
 
 def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = False, plan: bool = False) -> Artifact | None:
@@ -54,14 +61,17 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
         _show(config, method, plan=plan)
     if plan:
         return None
+    measure = measure_of(config, method)
+    check_disk(config, method, run)
     if extends:
         reopen(run)
     draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=resume)
-    training = Run(config, method, draft.path)
+    training = Run(config, method, draft.path, measure)
     place = training.resumed() if resume else Place()
     write_json(draft.path / "run.json", config.to_dict())
     if method.trains:
-        training.learn(place)
+        with out_of_memory_told(config.device, MEMORY_KEYS):
+            training.learn(place)
     else:
         (draft.path / "metrics.jsonl").touch()
     method.finish(draft.path)
@@ -109,7 +119,10 @@ def _tuned(config: Config) -> list[dict[str, str]]:
 def _metrics(method: Method, folder: Path) -> dict[str, Any]:
     """What the artifact tells of plain training."""
     assert isinstance(method.learner, Demonstrations)
-    return {**summary(folder / "metrics.jsonl"), "heldout_loss": method.learner.heldout_loss()}
+    heldout = method.learner.heldout_loss()
+    if heldout is not None:
+        say(f"held-out action loss: {heldout:.4f}")
+    return {**summary(folder / "metrics.jsonl"), "heldout_loss": heldout}
 
 
 def summary(metrics: Path) -> dict[str, Any]:

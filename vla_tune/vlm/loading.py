@@ -31,16 +31,35 @@ def load_vlm(source: str) -> tuple[PreTrainedModel, ProcessorMixin]:
         UserError: it cannot be opened (no such folder, no network, incomplete).
 
     """
+    from transformers import AutoModelForImageTextToText
+
+    with _opened(source):
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+    return model.eval(), load_processor(source)
+
+
+def load_processor(source: str) -> ProcessorMixin:
+    """Return a VLM's processor alone.
+
+    Raises:
+        UserError: it cannot be opened.
+
+    """
+    from transformers import AutoProcessor
+
+    with _opened(source):
+        return AutoProcessor.from_pretrained(source)
+
+
+@contextlib.contextmanager
+def _opened(source: str) -> Iterator[None]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
         with quiet():
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
-            processor = AutoProcessor.from_pretrained(source)
+            yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"the VLM '{source}' cannot be opened ({first_line(error)}); check policy.base_vlm") from None
-    return model.eval(), processor
 
 
 def save_vlm(vlm: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:

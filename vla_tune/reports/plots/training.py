@@ -9,7 +9,7 @@ from vla_tune.reports.runs import Run, layer_series
 
 
 def curve(runs: list[Run], key: str, label: str, *, log: bool = False) -> str | None:
-    """One training curve: `key` of the logged rows over steps."""
+    """One training curve: `key` of the logged rows over steps; of the loss also the held-out one, where it was measured, as points."""
     found = [(run, [row for row in run.metrics if row.get(key) is not None]) for run in runs]
     if not any(rows for _, rows in found):
         return None
@@ -19,6 +19,12 @@ def curve(runs: list[Run], key: str, label: str, *, log: bool = False) -> str | 
                 colour, line, _ = run_styles(runs)[run.label]
                 values = [row[key] for row in rows]
                 ax.plot([row["step"] for row in rows], gaps(values), color=colour, linestyle=line, linewidth=1.3, label=run.label)
+                if key == "loss":
+                    measured = [row for row in rows if row.get("heldout_loss") is not None]
+                    points = gaps([row["heldout_loss"] for row in measured])
+                    ax.plot([row["step"] for row in measured], points, color=colour, linestyle=":", marker="o", markersize=3)
+        if key == "loss" and any(row.get("heldout_loss") is not None for _, rows in found for row in rows):
+            label += " (points: held out)"
         if log:
             log_where_positive(ax, [row[key] for _, rows in found for row in rows])
         ax.set(xlabel="step", ylabel=label)
