@@ -31,8 +31,8 @@ TRAINS = ("vla_tune.engine", "vla_tune.library")
 """Where training gradients are taken."""
 MEASURES = ("vla_tune.anchors", "vla_tune.methods.ewc")
 """Where gradients are taken that train nothing: an anchor's, a Fisher matrix."""
-REPLACES = ("vla_tune.policies.base", "vla_tune.policies.checkpointing")
-"""What takes the place of a `forward` that lerobot itself calls."""
+REPLACES = ("vla_tune.policies.base", "vla_tune.policies.checkpointing", "vla_tune.policies.compiling")
+"""What takes the place of a `forward`: lerobot's own that it calls itself, a block's parts' that are called as ever."""
 MOST_LINES = 350
 
 KNOWN: dict[str, set[str]] = {

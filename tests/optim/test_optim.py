@@ -189,14 +189,48 @@ def test_resuming_changes_nothing(trained, lerobot_train, tmp_path):
     assert any(not torch.equal(tensor, weights(trained, 2)[name]) for name, tensor in resumed.items())
 
 
-def test_a_new_policy_trains_in_bfloat16(lerobot_train, anchor, tmp_path):
-    """lerobot puts a new expert on a VLM that it has rounded; the protection then holds but for the weights' own rounding."""
+def test_a_new_policy_trains_in_bfloat16(lerobot_train, anchor, tmp_path, capsys):
+    """lerobot rounds the VLM; float32 masters of it are trained and protected, and come back when the training is resumed."""
     settings = [f"--policy.{key}={value}" for key, value in SETTINGS.items()]
     vlm = ["--policy.type=smolvla", f"--policy.vlm_model_name={demo_vlm()}", "--policy.load_vlm_weights=true"]
-    lerobot_train.new(tmp_path / "run", *vlm, *settings, steps=2)
-    state = weights(tmp_path / "run", 2)
+    lerobot_train.new(tmp_path / "run", *vlm, *settings, steps=4)
+    assert capsys.readouterr().err.count("of the policy's weights that train are in bfloat16") == 1
+    state = weights(tmp_path / "run", 4)
     assert {tensor.dtype for tensor in vlm_weights(state).values()} == {torch.bfloat16}
     assert_protected(state, anchor, rounding=2**-8)
+    checkpoint = tmp_path / "run" / "checkpoints" / "000002" / "pretrained_model" / "train_config.json"
+    lerobot_train("--resume=true", f"--config_path={checkpoint}", f"--output_dir={tmp_path / 'resumed'}")
+    same_files(tmp_path / "resumed", tmp_path / "run", 4)
+    kept = load_file(tmp_path / "run" / "checkpoints" / "000004" / "training_state" / "optimizer_state.safetensors")
+    assert {tensor.dtype for name, tensor in kept.items()} == {torch.float32}
+    assert any(name.endswith("/master") for name in kept)
+
+
+def same_files(run, other, step):
+    """Weights and the optimizer's state are equal to the bit."""
+    for file in ("pretrained_model/model.safetensors", "training_state/optimizer_state.safetensors"):
+        mine, theirs = (load_file(one / "checkpoints" / f"{step:06}" / file) for one in (run, other))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def test_autocast_by_accelerate(lerobot_train, trained, anchor, tmp_path, monkeypatch):
+    """Weights stay float32 and are protected so, whatever the forward pass computes in."""
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    computed, forward = set(), SmolVLAPolicy.forward
+
+    def noting(self, *inputs, **named):
+        computed.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return forward(self, *inputs, **named)
+
+    monkeypatch.setattr(SmolVLAPolicy, "forward", noting)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    lerobot_train.new(tmp_path / "run", f"--policy.path={trained.parent / 'start'}", steps=2)
+    assert computed == {torch.bfloat16}
+    state = weights(tmp_path / "run", 2)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    assert_protected(state, anchor, rounding=1e-7)
 
 
 def ddp_steps(rank, address, anchor, out):
@@ -264,3 +298,17 @@ def test_what_cannot_be_protected_is_told(policy, anchor, tmp_path):
     replaced.param_groups[0]["params"][0] = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(UserError, match="train with DDP"):
         replaced.step()
+
+
+def test_fsdp_is_refused_before_anything_is_loaded(policy, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    Accelerator(cpu=True)
+    try:
+        monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.FSDP)
+        with pytest.raises(UserError, match="FSDP splits; train with DDP"):
+            optimizer_of(policy, tmp_path)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -157,7 +157,7 @@ class _Rows:
             self._embedding.grad.index_fill_(0, self._seen, 0)
 
     def project_changes(self) -> None:
-        self._embedding.data.index_copy_(0, self._seen, self._start)
+        self._embedding.data.index_copy_(0, self._seen, self._start.to(self._embedding.dtype))  # a master's, too
 
 
 class _Weight:

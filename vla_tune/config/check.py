@@ -78,6 +78,7 @@ def check(config: Config) -> None:
     _check_method(config.method.name, of_stream=bool(config.stream.tasks))
     _check_needs(config, config)
     _check_micro_batches(config.train)
+    _check_compile(config)
     _check_stream(config.stream)
 
 
@@ -144,6 +145,17 @@ def _check_micro_batches(train: TrainConfig) -> None:
         f"train.accumulate={parts}: must divide train.batch_size={size}; set train.batch_size={' or '.join(map(str, sizes))}, "
         f"or train.accumulate={numbers}"
     )
+
+
+def _check_compile(config: Config) -> None:
+    train = config.train
+    others = {
+        "train.reference": train.reference,
+        "train.activation_checkpointing": train.activation_checkpointing,
+        "stream.tasks": bool(config.stream.tasks),
+    }
+    if train.compile and (chosen := [key for key, on in others.items() if on]):
+        raise UserError(f"train.compile=true: cannot be combined with {' and '.join(chosen)}; leave one of them out")
 
 
 def _check_stream(stream: StreamConfig) -> None:

@@ -134,7 +134,7 @@ class TrainConfig:
         help="what the forward pass computes in, the weights that train stay float32; auto: as lerobot's policy would on that device",
     )
     activation_checkpointing: bool = option(False, help="compute activations again in the backward pass: less memory, more time")
-    compile: bool = option(False, help="compile the policy with torch.compile")
+    compile: bool = option(False, help="compile norms and MLPs with torch.compile; minutes before the first step")
     reference: bool = option(False, help="compute lerobot's own update to the bit: its draws of noise and time, its unfused optimizer")
     lr: float = option(1e-4, above=0, help="the highest learning rate")
     warmup_steps: int = option(50, at_least=0, help="steps in which the learning rate rises to lr")

@@ -18,4 +18,4 @@ def once[S, **P, T](method: Callable[Concatenate[S, P], T]) -> Callable[Concaten
         answer: T = answers[arguments]
         return answer
 
-    return asked
+    return asked  # type: ignore[return-value]

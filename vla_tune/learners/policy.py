@@ -13,6 +13,7 @@ from vla_tune.console import say
 from vla_tune.learners.base import Learner
 from vla_tune.learners.optimizers import as_asked
 from vla_tune.policies import adapt
+from vla_tune.policies.compiling import compiled
 from vla_tune.policies.precision import compute_dtype, to_masters
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class PolicyLearner(Learner):
         for name, count in to_masters(self.model).items():
             say(f"{count:,} of the policy's weights come in {name}; they train in float32, the forward pass computes in {self.dtype}")
         self.adapter.prepare_forward(self.dtype, checkpointing=train.activation_checkpointing)
+        if train.compile:
+            say(f"{compiled(self.model)} norms and MLPs are compiled when they are first used, which takes minutes")
 
     # Batches.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from vla_tune.anchors.artifact import check_compatible, load_anchor
 from vla_tune.anchors.protection import Protection
 from vla_tune.config import Config, PolicyConfig
 from vla_tune.errors import UserError
+from vla_tune.optim.masters import Masters
 from vla_tune.policies import adapt
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
             raise UserError(f"--optimizer.sides={self.sides}: expected both or inputs")
         if not 0 < self.energy <= 1:
             raise UserError(f"--optimizer.energy={self.energy}: must be above 0 and at most 1")
+        refuse_sharding()
         parameters = list(params)
         anchor = load_anchor(self.anchor)
         # Changes are counted from the weights that the anchor was taken from, not from what a resumed run begins with.
@@ -59,17 +62,53 @@ class SubspaceAdamWConfig(AdamWConfig):  # type: ignore[misc]
             )
         protection = Protection(anchor, self.sides, self.energy, vlm, named)
         logging.info(protection)
-        known = [id(parameter) for parameter in parameters]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        optimizer.register_step_pre_hook(partial(refuse_others, {id(parameter) for parameter in parameters}))
+        masters = Masters(optimizer)
+        if masters.parameters:
+            logging.info(told_of(masters.parameters))
 
-        def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if [id(parameter) for group in optimizer.param_groups for parameter in group["params"]] != known:
-                raise UserError("subspace_adamw: the optimizer's parameters were replaced (by FSDP?); train with DDP or one process")
+        def before(*_: Any) -> None:
             protection.project_gradients()
 
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        def after(*_: Any) -> None:
+            protection.project_changes()
+            masters.after_step()
+
         optimizer.register_step_pre_hook(before)
-        optimizer.register_step_post_hook(lambda *_: protection.project_changes())
+        optimizer.register_step_post_hook(after)
         return optimizer
+
+
+def told_of(parameters: list[nn.Parameter]) -> str:
+    """The line about weights that are in a lower precision."""
+    types = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))
+    size = sum(parameter.numel() for parameter in parameters)
+    return (
+        f"subspace_adamw: {size:,} of the policy's weights that train are in {types}, which would round most steps away; "
+        f"float32 masters of them are trained ({4 * size / 1e6:.1f} MB, beside AdamW's moments in float32) and rounded into them"
+    )
+
+
+def refuse_sharding() -> None:
+    """Stop where lerobot's program has set up FSDP, DeepSpeed or Megatron.
+
+    Raises:
+        UserError: it has; weights and gradients are then in pieces, which cannot be projected.
+
+    """
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import DistributedType
+
+    split = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if is_initialized() and (kind := AcceleratorState().distributed_type) in split:
+        raise UserError(f"subspace_adamw projects whole weights, which {kind.value} splits; train with DDP or one process")
+
+
+def refuse_others(known: set[int], optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Stop before a step of an optimizer that was given other parameters."""
+    if {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} != known:
+        raise UserError("subspace_adamw: the optimizer's parameters were replaced (by FSDP?); train with DDP or one process")
 
 
 def anchored_vlm(anchor: Anchor) -> PreTrainedModel:
@@ -77,7 +116,7 @@ def anchored_vlm(anchor: Anchor) -> PreTrainedModel:
     from vla_tune.policies.starting import starting_policy
     from vla_tune.policies.weights import weights_digest
 
-    config = Config(name="anchor", policy=PolicyConfig(**anchor.artifact.config["policy"]))
+    config = Config(name="anchor", device="cpu", policy=PolicyConfig(**anchor.artifact.config["policy"]))
     with torch.random.fork_rng(devices=[]):  # a new action expert draws its weights; the loop's noise stays what it was
         adapter = adapt(starting_policy(config)[0])
     check_compatible(anchor, layers=len(adapter.layers()), width=adapter.width, backbone=weights_digest(adapter.vlm.state_dict()))

@@ -81,7 +81,7 @@ def _frames(config: Config) -> Frames | None:
     if not config.anchor.frames or not (config.data.manifest or config.data.repo_id):
         return None
     # Of no seed and no precision of the training: an anchor serves all runs on the same data.
-    own = dataclasses.replace(config.train, precision="float32", activation_checkpointing=False)
+    own = dataclasses.replace(config.train, precision="float32", activation_checkpointing=False, compile=False)
     learner = Demonstrations(dataclasses.replace(config, seed=0, train=own))
     trained = learner.frames_of([one for one in learner.chosen if one not in learner.heldout])
     size, count = config.anchor.batch_size, min(config.anchor.frames, len(trained))
