@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_tune.engine import data
+from vla_tune.data import batches as data
 from vla_tune.errors import RunError, UserError
 
 WINDOWS = {"action": [0.0, 0.1, 0.2, 0.3], "observation.state": [-0.1, 0.0]}

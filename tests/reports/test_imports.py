@@ -5,20 +5,26 @@ import pkgutil
 import subprocess
 import sys
 
+import vla_tune.methods
 import vla_tune.reports
 
 HEAVY = ("torch", "lerobot", "transformers", "mujoco", "metaworld", "libero")
-ROOMS = ("stages", "engine", "methods", "learners", "simulators", "cli")
+ROOMS = ("stages", "engine", "learners", "simulators", "cli")
+OPTIONS = "options"
+"""Of the methods, what is part of the schema."""
 
 
 def test_reports_import_no_stage_and_nothing_heavy():
     modules = [module.name for module in pkgutil.walk_packages(vla_tune.reports.__path__, "vla_tune.reports.")]
     assert "vla_tune.reports.plots.style" in modules
+    code_of_methods = [one.name for one in pkgutil.iter_modules(vla_tune.methods.__path__) if one.name != OPTIONS]
+    closed = [*(f"vla_tune.{room}" for room in ROOMS), *(f"vla_tune.methods.{name}" for name in code_of_methods)]
+    assert "vla_tune.methods.full" in closed
     code = f"""import sys
 for name in {HEAVY!r}:
     sys.modules[name] = None
-for room in {ROOMS!r}:
-    sys.modules[f"vla_tune.{{room}}"] = None
+for name in {closed!r}:
+    sys.modules[name] = None
 for name in {modules!r}:
     __import__(name)
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from vla_tune.learners.base import StreamLearner
 from vla_tune.methods.base import Method
 
 
@@ -13,7 +14,7 @@ class Full(Method):
     name: ClassVar[str] = "full"
 
     def prepare(self) -> None:
-        if self.learner.adapter is not None and not self.learner.config.stream.tasks:  # a stream may train the action expert alone
+        if self.learner.adapter is not None and not isinstance(self.learner, StreamLearner):  # a stream may train the action expert alone
             self.require_trainable_vlm()
 
     def begin(self, task: int) -> None:
