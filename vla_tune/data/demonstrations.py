@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from vla_tune.config import DataConfig
 
+_EITHER = "data: give either data.manifest (demonstrations that are recorded) or data.repo_id (a LeRobotDataset)"
 CONVERTER = "python -m lerobot.scripts.convert_dataset_v21_to_v30"
 
 
@@ -45,11 +46,17 @@ def _place(manifest: DemonstrationsManifest) -> tuple[str, Path]:
 
 def known_metadata(config: DataConfig) -> LeRobotDatasetMetadata | None:
     """As `dataset_metadata`, of a dataset that is here; None where it would have to be recorded or downloaded."""
-    from lerobot.utils.constants import HF_LEROBOT_HOME
+    from lerobot.utils.constants import HF_LEROBOT_HOME, HF_LEROBOT_HUB_CACHE
 
+    if bool(config.manifest) == bool(config.repo_id):
+        raise UserError(_EITHER)
+    if config.repo_id and config.root:
+        return open_metadata(config.repo_id, Path(config.root))
     if config.repo_id:
-        root = Path(config.root) if config.root else HF_LEROBOT_HOME / config.repo_id
-        return open_metadata(config.repo_id, root) if config.root or (root / "meta" / "info.json").is_file() else None
+        cached = HF_LEROBOT_HUB_CACHE / f"datasets--{config.repo_id.replace('/', '--')}"
+        folders = [HF_LEROBOT_HOME / config.repo_id, *cached.glob("snapshots/*")]
+        root = next((one for one in folders if (one / "meta" / "info.json").is_file()), None)
+        return open_metadata(config.repo_id, root) if root else None
     repo_id, root = _place(_manifest(config))
     return open_metadata(repo_id, root) if (root / "meta" / "info.json").is_file() else None
 
@@ -78,7 +85,7 @@ def dataset_metadata(config: DataConfig) -> LeRobotDatasetMetadata:
 
     """
     if bool(config.manifest) == bool(config.repo_id):
-        raise UserError("data: give either data.manifest (demonstrations that are recorded) or data.repo_id (a LeRobotDataset)")
+        raise UserError(_EITHER)
     if config.repo_id:
         return open_metadata(config.repo_id, Path(config.root) if config.root else None)
     return open_metadata(*demonstrations(_manifest(config)))

@@ -18,12 +18,13 @@ from vla_tune.anchors.stand_in import pairs_bytes, stand_in
 from vla_tune.anchors.taking import Layers
 from vla_tune.console import say, table
 from vla_tune.engine.step import Step
+from vla_tune.errors import UserError
 from vla_tune.learners.planned import Blueprint, Planned
 from vla_tune.methods import method_class
-from vla_tune.policies import adapter_class
+from vla_tune.methods.base import Method
 from vla_tune.vlm.loading import quiet
 from vla_tune.vlm.parts import linears
-from vla_tune.vlm.shapes import with_values, without_values
+from vla_tune.vlm.shapes import without_values
 from vla_tune.vqa.sizes import SizedQuestions, example_question
 
 if TYPE_CHECKING:
@@ -31,19 +32,21 @@ if TYPE_CHECKING:
 
     from vla_tune.anchors.artifact import Anchor
     from vla_tune.config import Config
-    from vla_tune.methods.base import Method
 
 MEASURED_PARTS = 2
 """Micro-batches that are looked at; the later ones hold what the second does."""
+LEAST = 50_000
+"""Bytes; what is smaller is not shown."""
 Question = dict[str, "Tensor"]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What a stretch of a run holds at its peak, in bytes, by what it is."""
+    """What a stretch of a run holds at its peak, in bytes, by what it is; `host`: on the CPU whatever the device is."""
 
     name: str
     parts: dict[str, int]
+    host: bool = False
 
     @property
     def total(self) -> int:
@@ -59,13 +62,13 @@ class Plan:
     """
 
     phases: list[Phase]
-    anchor: list[Phase]
+    anchor: dict[str, int]
     method: Method
     most: bool
 
-    @property
-    def peak(self) -> Phase:
-        return max(self.phases, key=lambda phase: phase.total)
+    def peak(self, device: str) -> Phase:
+        """The phase that needs the most memory of a device."""
+        return max((one for one in self.phases if device == "cpu" or not one.host), key=lambda phase: phase.total)
 
 
 def plan(config: Config, made_by: Blueprint, anchor: Path | None) -> Plan:
@@ -75,6 +78,9 @@ def plan(config: Config, made_by: Blueprint, anchor: Path | None) -> Plan:
         config: with the device that it would run on; everything is counted as on the CPU.
         made_by: the policy.
         anchor: the folder of the anchor where a method needs one and it is here.
+
+    Raises:
+        UserError: lerobot cannot make the policy, or the method cannot train it.
 
     """
     kind = method_class(config.method.name)
@@ -86,29 +92,39 @@ def plan(config: Config, made_by: Blueprint, anchor: Path | None) -> Plan:
         weights = _bytes(learner.model)
         vlm = vlm or _bytes(learner.adapter.vlm)
         layers = [name for name, module in linears(learner.adapter.vlm).items() if module.weight.requires_grad]
-        known = _anchor(config, made_by, learner, layers, anchor) if kind.needs_anchor else None
+        known = _anchor(learner, layers, config, anchor) if kind.needs_anchor else None
         with Footprint("cpu") as holding, quiet():
             method = _method(config, learner, known, question)
         held = holding.kept + _held(config, known, here=anchor is not None)
-        phases = _steps(config, learner, method, weights, held) if method.trains else []
+        phases = _steps(config, learner, method, weights, held) if kind.trains else []
     data = {"demonstrations in memory": made_by.dataset_bytes} if config.device == "cpu" else {}
-    first = "starting VLM" if not config.policy.path else "weights as read"
-    made = {first: weights if config.policy.path else vlm, "policy": making.kept, "temporary": making.most - making.kept}
-    last = {"parameters": weights, _kept_by(method): held, "VLM at full depth": vlm}
-    phases = [Phase("making the policy", made), *(Phase(one.name, one.parts | data) for one in phases), Phase("export", last | data)]
-    passes = _passes(config, made_by, layers, question, weights) if kind.needs_anchor and question and made_by.base else {}
-    return Plan(phases, [Phase(name, {"": size}) for name, size in passes.items()], method, known is not None and anchor is None)
+    phases = [dataclasses.replace(one, parts=one.parts | data) for one in phases]
+    read = {"weights as read": weights} if config.policy.path else {"starting VLM": vlm}
+    made = {**read, "policy": making.kept, "temporary": making.most - making.kept}
+    left = {"parameters": weights, _kept_by(method): held, **data} if config.device == "cpu" else {}
+    phases = [Phase("making the policy", made, host=True), *phases, Phase("export", {**left, "VLM at full depth": vlm}, host=True)]
+    passes = _passes(config, made_by, layers, question, weights) if kind.needs_anchor and question else {}
+    return Plan(phases, passes, method, known is not None and anchor is None)
 
 
 def _question(config: Config, made_by: Blueprint) -> Question | None:
-    """One question as the VLM takes it; None where its processor is not here."""
+    """One question as the VLM takes it; None where its processor is not here.
+
+    Raises:
+        UserError: the method reads questions while it trains.
+
+    """
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(made_by.base)
+        processor = AutoProcessor.from_pretrained(made_by.base) if made_by.base else None
     except (OSError, ValueError):
-        return None
-    return example_question(processor, config.vqa.manifest)
+        processor = None
+    if processor is not None:
+        return example_question(processor, config.vqa.manifest)
+    if method_class(config.method.name).needs_memory:
+        raise UserError(f"method '{config.method.name}' reads questions: it can be planned once the processor of policy.base_vlm is here")
+    return None
 
 
 def _whole_vlm(made_by: Blueprint) -> int:
@@ -124,7 +140,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def _anchor(config: Config, made_by: Blueprint, learner: Planned, layers: list[str], folder: Path | None) -> Anchor:
+def _anchor(learner: Planned, layers: list[str], config: Config, folder: Path | None) -> Anchor:
     vlm: Any = learner.adapter.vlm
     depth, blocks = vlm.config.get_text_config().num_hidden_layers, len(learner.adapter.layers())
     return stand_in(vlm, layers, depth, blocks, learner.adapter.width, config.anchor, folder)
@@ -132,6 +148,9 @@ def _anchor(config: Config, made_by: Blueprint, learner: Planned, layers: list[s
 
 def _method(config: Config, learner: Planned, anchor: Anchor | None, question: Question | None) -> Method:
     kind = method_class(config.method.name)
+    if not kind.trains:  # it mixes the weights of two policies, and keeps one
+        learner.model.requires_grad_(requires_grad=False)
+        return Method(learner, config.method)
     settings = dataclasses.replace(config.method, ewc=dataclasses.replace(config.method.ewc, samples=1))
     memory = SizedQuestions(question) if kind.needs_memory and question else None
     return kind(learner, settings, anchor, memory)
@@ -155,12 +174,13 @@ def _steps(config: Config, learner: Planned, method: Method, weights: int, held:
     at_update: list[int] = []
 
     def note(*_: Any) -> None:
-        at_update.extend((steps.most, steps.now))
+        at_update.append(steps.most)
+        steps.most = steps.now  # from here on, of the update
 
     optimizer.register_step_pre_hook(note)
     with Footprint("cpu") as steps:
         Step(method, optimizer, scheduler, clip, parts)(learner.batch(size))
-    passes, before = at_update
+    (passes,) = at_update
     trained = sum(parameter.nbytes for parameter in method.parameters())
     state = sum(value.nbytes for one in optimizer.state.values() for value in one.values() if isinstance(value, torch.Tensor))
     extras = steps.kept - state  # what a method keeps from one step to the next
@@ -170,12 +190,12 @@ def _steps(config: Config, learner: Planned, method: Method, weights: int, held:
     activations = f"activations, {config.train.batch_size // config.train.accumulate} samples at once"
     return [
         Phase("forward and backward", {**always, "gradients": gradients, activations: passes - gradients + whole}),
-        Phase("update", {**always, "gradients": trained, "temporary": max(steps.most - steps.now, before) - trained + whole}),
+        Phase("update", {**always, "gradients": trained, "temporary": max(steps.most - state - trained, 0) + whole}),
     ]
 
 
 def _kept_by(method: Method) -> str:
-    return f"kept by {method.name}"
+    return f"kept by {method.learner.config.method.name}"
 
 
 def _passes(config: Config, made_by: Blueprint, layers: list[str], question: Question, weights: int) -> dict[str, int]:
@@ -189,15 +209,17 @@ def show_plan(config: Config, made: Plan) -> None:
     """Print the phases, in MB, and which of them needs the most."""
     rows = []
     for phase in made.phases:
-        parts = [(name, size) for name, size in phase.parts.items() if size >= 0.05e6]
-        rows += [["" if number else phase.name, name, f"{size / 1e6:,.1f}", ""] for number, (name, size) in enumerate(parts)]
-        rows.append(["", "", "", f"{phase.total / 1e6:,.1f}"])
-    table("memory at the peak of each phase", ["phase", "what", "MB", "total"], rows)
-    if made.most:
-        say(f"the anchor is not here: what {config.method.name} keeps of it is at most this")
+        parts = [(name, size) for name, size in phase.parts.items() if size >= LEAST]
+        place = " (host)" if phase.host and config.device != "cpu" else ""
+        rows.append([f"{phase.name}{place}", "", f"{phase.total / 1e6:,.1f}"])
+        rows += [["", name, f"{size / 1e6:,.1f}"] for name, size in parts]
+    table("memory at the peak of each phase", ["phase", "what", "MB"], rows)
     if made.anchor:
-        table("memory of `vla-tune anchor`", ["pass", "MB"], [[one.name, f"{one.total / 1e6:,.1f}"] for one in made.anchor])
-    say(f"the most: {made.peak.total / 1e6:,.1f} MB, {made.peak.name}")
+        table("memory of `vla-tune anchor`, at the peak of each pass", ["pass", "MB"], [[n, f"{s / 1e6:,.1f}"] for n, s in made.anchor.items()])
+    if made.most:
+        say("the anchor is not here: what the method keeps of it is the most that it can be")
+    peak = made.peak(config.device)
+    say(f"the most: {peak.total / 1e6:,.1f} MB, {peak.name}")
     say(f"{config.train.steps} steps of {config.train.batch_size} samples; nothing was trained")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from vla_tune.data.demonstrations import adopt_shapes, known_features, known_metadata
+from vla_tune.data.demonstrations import adopt_shapes, check_dataset, known_features, known_metadata
 from vla_tune.errors import UserError
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.learners.policy import PolicyLearner
@@ -79,6 +79,8 @@ def blueprint(config: Config) -> Blueprint | None:
     for key, value in own.items():
         setattr(policy, key, value)
     policy.device = "cpu"
+    if meta is not None:
+        check_dataset(meta, policy, config.data.rename if config.policy.path else {})
     return Blueprint(policy, base, _tokens(policy, base, meta), _held(config, meta))
 
 
