@@ -141,8 +141,8 @@ class Planned(Demonstrations):
         PolicyLearner.__init__(self, policy)
         self.config, self.tasks, self.base, self._tokens = config, [config.name], made_by.base or "", made_by.tokens
         self.adapter.freeze_as_configured()
-        dtype = compute_dtype(self.adapter, config.train.precision)
-        self.adapter.prepare_forward(dtype, checkpointing=config.train.activation_checkpointing)
+        self.dtype = compute_dtype(self.adapter, config.train.precision)
+        self.adapter.prepare_forward(self.dtype, checkpointing=config.train.activation_checkpointing)
 
     def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:  # noqa: ARG002
         while True:

@@ -24,13 +24,14 @@ def without_values() -> Iterator[None]:
     another truth. A mask is taken to select everything. So a forward pass, a backward pass and an optimizer's step go their usual way
     and what they would hold can be counted (`vla_tune.anchors.memory.Footprint`).
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch.distributions import Distribution
 
     checks = Distribution._validate_args  # noqa: SLF001
     Distribution.set_default_validate_args(value=False)
     try:
-        with patch.object(nn.Module, "_apply", _converted), FakeTensorMode(allow_non_fake_inputs=True), _Plausible():
+        copying = patch.object(FakeTensor, "__deepcopy__", _copied, create=True)
+        with patch.object(nn.Module, "_apply", _converted), copying, FakeTensorMode(allow_non_fake_inputs=True), _Plausible():
             yield
     finally:
         Distribution.set_default_validate_args(checks)
@@ -71,6 +72,11 @@ def _places(index: Tensor | None) -> list[Tensor | None]:
     if index is None or index.dtype not in (torch.bool, torch.uint8):
         return [index]
     return [index.new_empty(index.numel(), dtype=torch.long) for _ in range(index.dim())]
+
+
+def _copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """`copy.deepcopy`, which looks for the bytes."""
+    return memo.setdefault(id(tensor), tensor.detach().clone().requires_grad_(tensor.requires_grad))
 
 
 def _converted(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001, FBT002
