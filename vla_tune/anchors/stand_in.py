@@ -36,9 +36,7 @@ def stand_in(vlm: nn.Module, layers: list[str], depth: int, blocks: int, width: 
     told = {"anchor": {"energy": 1.0}}
     artifact = cast("Artifact", SimpleNamespace(path=folder or Path("RUN/anchor"), config=told))
     robot = [torch.zeros(width) for _ in range(2 * blocks)]
-    anchor = Anchor(
-        artifact, states[:blocks], states[blocks:], stock[:depth], stock[depth:], robot[:blocks], robot[blocks:], backbone=""
-    )
+    anchor = Anchor(artifact, states[:blocks], states[blocks:], stock[:depth], stock[depth:], robot[:blocks], robot[blocks:], backbone="")
     subspace = _stored(folder / SUBSPACE_FILE) if folder else _largest(vlm, layers, settings)
     vars(anchor)["subspace"] = subspace  # in place of what it would read
     return anchor

@@ -215,7 +215,11 @@ def show_plan(config: Config, made: Plan) -> None:
         rows += [["", name, f"{size / 1e6:,.1f}"] for name, size in parts]
     table("memory at the peak of each phase", ["phase", "what", "MB"], rows)
     if made.anchor:
-        table("memory of `vla-tune anchor`, at the peak of each pass", ["pass", "MB"], [[n, f"{s / 1e6:,.1f}"] for n, s in made.anchor.items()])
+        table(
+            "memory of `vla-tune anchor`, at the peak of each pass",
+            ["pass", "MB"],
+            [[n, f"{s / 1e6:,.1f}"] for n, s in made.anchor.items()],
+        )
     if made.most:
         say("the anchor is not here: what the method keeps of it is the most that it can be")
     peak = made.peak(config.device)

@@ -144,7 +144,7 @@ class Planned(Demonstrations):
         self.dtype = compute_dtype(self.adapter, config.train.precision)
         self.adapter.prepare_forward(self.dtype, checkpointing=config.train.activation_checkpointing)
 
-    def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:  # noqa: ARG002
+    def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:
         while True:
             yield self.batch(self.config.train.batch_size)
 

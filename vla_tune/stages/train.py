@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import departures
-from vla_tune.console import say
 from vla_tune.engine.checkpoint import Place
 from vla_tune.engine.plan import show_groups
 from vla_tune.engine.run import Run

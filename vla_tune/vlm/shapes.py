@@ -24,13 +24,13 @@ def without_values() -> Iterator[None]:
     another truth. A mask is taken to select everything. So a forward pass, a backward pass and an optimizer's step go their usual way
     and what they would hold can be counted (`vla_tune.anchors.memory.Footprint`).
     """
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributions import Distribution
 
     checks = Distribution._validate_args  # noqa: SLF001
     Distribution.set_default_validate_args(value=False)
     try:
-        copying = patch.object(FakeTensor, "__deepcopy__", _copied, create=True)
+        copying = patch.object(Tensor, "__deepcopy__", _copied)
         with patch.object(nn.Module, "_apply", _converted), copying, FakeTensorMode(allow_non_fake_inputs=True), _Plausible():
             yield
     finally:
@@ -76,10 +76,14 @@ def _places(index: Tensor | None) -> list[Tensor | None]:
 
 def _copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     """`copy.deepcopy`, which looks for the bytes."""
-    return memo.setdefault(id(tensor), tensor.detach().clone().requires_grad_(tensor.requires_grad))
+    if id(tensor) not in memo:
+        made = tensor.detach().clone()
+        memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    copied: Tensor = memo[id(tensor)]
+    return copied
 
 
-def _converted(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001, FBT002
+def _converted(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """`nn.Module._apply`, which cannot put one tensor without values in another's place; what was shared stays so."""
     known: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for part in module.modules() if recurse else [module]:
