@@ -16,6 +16,7 @@ from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.learners.planned import blueprint
 from vla_tune.methods import method_class
 from vla_tune.methods.options import TASK_METHODS
+from vla_tune.policies.devices import on_device
 from vla_tune.policies.precision import compute_dtype
 from vla_tune.stages import anchor as anchor_stage
 from vla_tune.stages import train
@@ -30,6 +31,7 @@ def anchored(small_dataset, tmp_path_factory):
 
 
 def planned(config, anchor=None):
+    config = on_device(config)
     made = plan(config, blueprint(config), anchor)
     (step,) = (phase for phase in made.phases if phase.name == "forward and backward")
     return made, step
@@ -57,7 +59,7 @@ LESS = ("train.precision=bfloat16", "train.activation_checkpointing=true")
     ("name", "more"), [("full", ()), ("full", LESS), ("subspace", ()), ("distillation", ()), ("aegis", ()), ("lora", ())]
 )
 def test_a_step_takes_what_was_planned(small_config, anchored, name, more):
-    config = small_config(f"method.name={name}", "train.batch_size=8", *more)
+    config = small_config(f"method.name={name}", "device=cpu", "train.batch_size=8", *more)
     folder = anchored if method_class(name).needs_anchor else None
     made, step = planned(config, folder)
     held = step.parts[f"kept by {name}"]
