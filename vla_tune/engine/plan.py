@@ -212,7 +212,7 @@ def _kept_by(method: Method) -> str:
 def _passes(config: Config, made_by: Blueprint, layers: list[str], question: Question, weights: int) -> dict[str, int]:
     from transformers import AutoConfig
 
-    whole = AutoConfig.from_pretrained(made_by.base)
+    whole = AutoConfig.from_pretrained(str(made_by.base))
     return planned_bytes(whole, Layers(layers, layers), config.anchor, QuestionSize.of(whole, question), weights)
 
 

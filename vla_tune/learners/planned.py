@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 import torch
 
@@ -192,8 +193,5 @@ def _any_processor() -> Iterator[None]:
             return real(source, **settings)
         return SimpleNamespace(tokenizer=SimpleNamespace(fake_image_token_id=0, global_image_token_id=0, bos_token_id=None))
 
-    AutoProcessor.from_pretrained = opened  # type: ignore[method-assign]
-    try:
+    with patch.object(AutoProcessor, "from_pretrained", opened):
         yield
-    finally:
-        AutoProcessor.from_pretrained = real  # type: ignore[method-assign]

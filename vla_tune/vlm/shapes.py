@@ -20,9 +20,9 @@ _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 def without_values() -> Iterator[None]:
     """Whatever torch makes in here has no values; what was made before keeps its own.
 
-    Where a value is asked for, as in `if loss.isfinite()`, it is a plausible one: 1, True for a comparison of tensors, False for
-    another truth. A mask is taken to select everything. So a forward pass, a backward pass and an optimizer's step go their usual way
-    and what they would hold can be counted (`vla_tune.anchors.memory.Footprint`).
+    Where a value is asked for, as in `if loss.isfinite()`, it is a plausible one: 1, True for a check or a comparison of whole
+    tensors, False for another truth. A mask is taken to select everything. So a forward pass, a backward pass and an optimizer's step
+    go their usual way, and what they hold can be counted (`vla_tune.anchors.memory.Footprint`).
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributions import Distribution
@@ -54,17 +54,30 @@ class _Plausible(TorchDispatchMode):
         if (given and not any(isinstance(value, FakeTensor) for value in given)) or func is aten.arange.start_step:
             with with_values():  # an anchor's eigenvalues, say: how many count shapes what is made of them
                 return func(*args, **kwargs)
-        if func is aten._local_scalar_dense.default:  # noqa: SLF001
-            return args[0].dtype != torch.bool and (1.0 if args[0].is_floating_point() else 1)
-        if func is aten.equal.default:
-            return True
-        if func is aten.nonzero.default:
-            return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.long)
-        if func is aten.masked_select.default:
-            return args[0].new_empty(args[0].numel())
+        if func in _ANSWERS:
+            return _ANSWERS[func](*args)
         if func in _INDEXED:
             args = (args[0], [place for index in args[1] for place in _places(index)], *args[2:])
         return func(*args, **kwargs)
+
+
+def _number(tensor: Tensor) -> float | bool:
+    return tensor.dtype != torch.bool and (1.0 if tensor.is_floating_point() else 1)
+
+
+def _passed(_: Tensor) -> Tensor:
+    """What a check of torch's own gives."""
+    with with_values():
+        return torch.ones((), dtype=torch.bool)
+
+
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    aten._local_scalar_dense.default: _number,  # noqa: SLF001
+    aten._is_all_true.default: _passed,  # noqa: SLF001
+    aten.equal.default: lambda *_: True,
+    aten.nonzero.default: lambda mask: mask.new_empty(mask.numel(), mask.dim(), dtype=torch.long),
+    aten.masked_select.default: lambda tensor, _: tensor.new_empty(tensor.numel()),
+}
 
 
 def _places(index: Tensor | None) -> list[Tensor | None]:
