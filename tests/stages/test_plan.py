@@ -99,18 +99,10 @@ def test_every_method_can_be_planned(small_config, name, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_less_is_planned_for_what_saves_memory(small_config):
-    size = {"": planned(small_config("train.batch_size=16"))[1].total}
-    for key in ("precision=bfloat16", "activation_checkpointing=true"):
-        size[key] = planned(small_config("train.batch_size=16", f"train.{key}"))[1].total
-    assert max(size["precision=bfloat16"], size["activation_checkpointing=true"]) < size[""]
-
-
 def test_what_an_anchor_may_hold_is_no_less_than_what_one_holds(small_config, anchored):
-    for sides in ("inputs", "both"):
-        config = small_config("method.name=subspace", f"method.subspace.sides={sides}", "method.subspace.energy=0.99")
-        most, its = planned(config)[1], planned(config, anchored)[1]
-        assert most.parts["kept by subspace"] >= its.parts["kept by subspace"] > 0
+    config = small_config("method.name=subspace", "method.subspace.energy=0.99", "train.batch_size=2")
+    most, its = planned(config)[1], planned(config, anchored)[1]
+    assert most.parts["kept by subspace"] >= its.parts["kept by subspace"] > 0
 
 
 def test_a_plan_records_and_fetches_nothing(tmp_path, monkeypatch, capsys):
