@@ -268,3 +268,93 @@ def test_a_run_that_trains_nothing_needs_a_finished_one(policy):
         make("wise_ft", policy)
     with pytest.raises(UserError, match=r"the train artifact /nowhere/train is missing"):
         make("wise_ft", policy, wise_ft=WiSEFTConfig(path="/nowhere/train"))
+<<<<<<< HEAD
+=======
+
+
+def interrupted(patch, step):
+    """Have the process send itself Ctrl-C while this step is taken."""
+    original, taken = Step.__call__, []
+
+    def step_then_signal(self, batch):
+        taken.append(1)
+        if len(taken) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    patch.setattr(Step, "__call__", step_then_signal)
+
+
+def weights(run):
+    return load_file(run / "train" / "policy" / "model.safetensors")
+
+
+def figures(run):
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("step_s", "data_s")} for row in rows]
+
+
+@pytest.fixture
+def few_questions(memory, monkeypatch):
+    """The train stage reads the six questions of this module, not three thousand that it would have to draw first."""
+    monkeypatch.setattr("vla_tune.stages.opening.vqa_questions", lambda manifest, split: memory.questions)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_rival_resumes_bit_for_bit(small_config, few_questions, tmp_path, monkeypatch, name):
+    fewer = ["train.steps=2", "train.batch_size=2", "method.ewc.samples=2", "method.agem.samples=4", "method.agem.batch_size=2"]
+    config = small_config(f"method.name={name}", *fewer)
+    train.run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupted(patch, step=1)
+        with pytest.raises(Interrupted):
+            train.run(config, tmp_path / "parts")
+    torch.manual_seed(99)
+    train.run(config, tmp_path / "parts", resume=True)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    assert [row["step"] for row in figures(tmp_path / "whole")] == [1, 2]
+    kept = load_file(tmp_path / "parts" / "train" / "checkpoints" / "2" / "state.safetensors")
+    beside = {key for key in kept if not key.startswith("model.")}
+    assert beside == ({"extras:actions.weight", "extras:actions.bias"} if name == "insulated" else set())
+
+
+def test_wise_ft_lies_between_the_base_and_a_finished_run(small_config, tmp_path, stock):
+    tuned = train.run(small_config("train.steps=1", "train.batch_size=2"), tmp_path / "tuned")
+    chosen = ["method.name=wise_ft", f"method.wise_ft.path={tuned.path}"]
+    artifact = train.run(small_config(*chosen, "method.wise_ft.alpha=0.25"), tmp_path / "mixed")
+    assert artifact.manifest["inputs"] == [tuned.as_input()]
+    assert (artifact.metrics["steps"], artifact.metrics["loss"]) == (0, None)
+    assert read_run(tmp_path / "mixed").metrics == []
+    start, end, mixed = stock.state_dict(), weights(tmp_path / "tuned"), weights(tmp_path / "mixed")
+    assert mixed.keys() == end.keys()
+    assert any(not torch.equal(start[name], end[name]) for name in end if ".vlm." in name)
+    ends = {}
+    for alpha in (0.0, 1.0):
+        ends[alpha] = copy.deepcopy(stock)
+        make("wise_ft", ends[alpha], wise_ft=WiSEFTConfig(alpha=alpha, path=str(tuned.path)))
+    for name, tensor in mixed.items():
+        inside = ".vlm." in name
+        wanted = start[name] + 0.25 * (end[name] - start[name]) if inside else end[name]
+        torch.testing.assert_close(tensor, wanted, rtol=1e-5 * inside, atol=1e-7 * inside)
+        assert torch.equal(ends[0.0].state_dict()[name], start[name] if inside else end[name])
+        assert torch.equal(ends[1.0].state_dict()[name], end[name])
+
+    with pytest.raises(UserError, match=r"another start: policy\.settings\.chunk_size was 4, is 2"):
+        train.run(small_config(*chosen, "policy.settings.chunk_size=2"), tmp_path / "x")
+    with pytest.raises(UserError, match="train artifact /nowhere is missing"):
+        train.run(small_config("method.name=wise_ft", "method.wise_ft.path=/nowhere"), tmp_path / "x")
+    (tuned.path / "policy" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="truncated"):
+        train.run(small_config(*chosen), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_plan_of_a_rival(small_config, few_questions, tmp_path, capsys):
+    assert train.run(small_config("method.name=insulated"), tmp_path, plan=True) is None
+    shown = capsys.readouterr().out
+    assert "actions (beside the policy)" in shown
+    assert "activations, 4 samples at once" in shown
+>>>>>>> plan

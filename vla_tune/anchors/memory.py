@@ -30,12 +30,13 @@ class Footprint(TorchDispatchMode):
 
     peak: the most that lived at once of those that are gone at the end.
     kept: the bytes of those that are still there at the end.
+    most: the most that lived at once, kept or not; also known inside the block, as is `now`, what lives then.
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self._kind = kind
-        self.peak = self.kept = 0
+        self.peak = self.kept = self.most = self.now = 0
         self._events: list[tuple[int, int]] = []
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
 
@@ -59,8 +60,11 @@ class Footprint(TorchDispatchMode):
         def let_go(_: object) -> None:
             if self._alive.pop(number, None):
                 self._events.append((number, -size))
+                self.now -= size
 
         self._events.append((number, size))
+        self.now += size
+        self.most = max(self.most, self.now)
         self._alive[number] = size, weakref.ref(storage, let_go)
 
 

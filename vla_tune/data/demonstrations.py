@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from vla_tune.config import DataConfig
 
+_EITHER = "data: give either data.manifest (demonstrations that are recorded) or data.repo_id (a LeRobotDataset)"
 CONVERTER = "python -m lerobot.scripts.convert_dataset_v21_to_v30"
 
 
@@ -32,9 +33,48 @@ def demonstrations(manifest: DemonstrationsManifest) -> tuple[str, Path]:
 
     """
     generator = import_module(GENERATORS["demonstrations"][manifest.generator])
+    repo_id, folder = _place(manifest)
+    return repo_id, made_once(folder, lambda root: generator.write_dataset(manifest, repo_id, root))
+
+
+def _place(manifest: DemonstrationsManifest) -> tuple[str, Path]:
+    """The `repo_id` and the folder of a manifest's dataset, whether it is there or not."""
+    generator = import_module(GENERATORS["demonstrations"][manifest.generator])
     key = f"{manifest.generator}-v{generator.GENERATOR_VERSION}-{manifest_digest(manifest)[:16]}"
-    repo_id, folder = f"vla-tune/{key}", cache_folder() / "demonstrations" / key
-    return repo_id, made_once(folder / "dataset", lambda root: generator.write_dataset(manifest, repo_id, root))
+    return f"vla-tune/{key}", cache_folder() / "demonstrations" / key / "dataset"
+
+
+def known_metadata(config: DataConfig) -> LeRobotDatasetMetadata | None:
+    """As `dataset_metadata`, of a dataset that is here; None where it would have to be recorded or downloaded."""
+    from lerobot.utils.constants import HF_LEROBOT_HOME, HF_LEROBOT_HUB_CACHE
+
+    if bool(config.manifest) == bool(config.repo_id):
+        raise UserError(_EITHER)
+    if config.repo_id and config.root:
+        return open_metadata(config.repo_id, Path(config.root))
+    if config.repo_id:
+        cached = HF_LEROBOT_HUB_CACHE / f"datasets--{config.repo_id.replace('/', '--')}"
+        folders = [HF_LEROBOT_HOME / config.repo_id, *cached.glob("snapshots/*")]
+        root = next((one for one in folders if (one / "meta" / "info.json").is_file()), None)
+        return open_metadata(config.repo_id, root) if root else None
+    repo_id, root = _place(_manifest(config))
+    return open_metadata(repo_id, root) if (root / "meta" / "info.json").is_file() else None
+
+
+def known_features(config: DataConfig) -> dict[str, Any] | None:
+    """lerobot's features of the dataset: its own where it is here, those that are recorded of a manifest; else None."""
+    meta = known_metadata(config)
+    if meta is not None:
+        features: dict[str, Any] = meta.features
+        return features
+    return recorded_features(_manifest(config).image_size) if config.manifest else None
+
+
+def recorded_features(size: int) -> dict[str, Any]:
+    """lerobot's features of demonstrations that we record, with pictures of this size."""
+    vector = {"dtype": "float32", "shape": (4,), "names": None}
+    picture = {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
+    return {"observation.image": picture, "observation.state": {**vector}, "action": {**vector}}
 
 
 def dataset_metadata(config: DataConfig) -> LeRobotDatasetMetadata:
@@ -45,13 +85,17 @@ def dataset_metadata(config: DataConfig) -> LeRobotDatasetMetadata:
 
     """
     if bool(config.manifest) == bool(config.repo_id):
-        raise UserError("data: give either data.manifest (demonstrations that are recorded) or data.repo_id (a LeRobotDataset)")
+        raise UserError(_EITHER)
     if config.repo_id:
         return open_metadata(config.repo_id, Path(config.root) if config.root else None)
+    return open_metadata(*demonstrations(_manifest(config)))
+
+
+def _manifest(config: DataConfig) -> DemonstrationsManifest:
     manifest = load_manifest(str(config.manifest))
     if not isinstance(manifest, DemonstrationsManifest):
         raise UserError(f"data.manifest={config.manifest}: holds {manifest.kind}, not demonstrations")
-    return open_metadata(*demonstrations(manifest))
+    return manifest
 
 
 def open_metadata(repo_id: str, root: Path | None) -> LeRobotDatasetMetadata:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vla_tune.console import progress
 from vla_tune.methods.l2sp import L2SP
-from vla_tune.vlm.batches import answer_loss, answered_inputs
+from vla_tune.vlm.batches import answer_loss
 
 
 class EWC(L2SP):
@@ -35,7 +35,7 @@ class EWC(L2SP):
         self.model.eval()
         with progress("fisher information", samples, "questions") as counter:
             for row in range(samples):
-                loss = answer_loss(self.adapter.vlm, answered_inputs(self.memory.processor, self.memory.questions, [row]))
+                loss = answer_loss(self.adapter.vlm, self.memory.at([row]))
                 gradients = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
                 for total, gradient in zip(fisher.values(), gradients, strict=True):
                     total.addcmul_(gradient, gradient, value=1 / samples)

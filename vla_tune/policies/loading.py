@@ -38,22 +38,7 @@ def new_policy(
         UserError: lerobot has no such setting or cannot make such a policy, or the VLM is another architecture.
 
     """
-    fixed = {**kind.vlm_settings(base_vlm), **kind.without_weights}
-    policy_class = kind.policy_class()
-    config_class = policy_class.config_class
-    known = [f.name for f in dataclasses.fields(config_class)]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"policy.settings.{key}: lerobot's {config_class.__name__} has no such field; {nearest(key, known)}")
-        if key in (*fixed, "input_features", "output_features"):
-            raise UserError(f"policy.settings.{key}: follows from policy.base_vlm and the dataset; leave it out")
-    inputs, outputs = features
-    try:
-        config = config_class(
-            **{"device": "cpu", "push_to_hub": False, **settings, **fixed, "input_features": inputs, "output_features": outputs}
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"policy.settings: {first_line(error)}") from None
+    config, policy_class = new_config(kind, base_vlm, settings, features), kind.policy_class()
     vlm, _ = load_vlm(base_vlm)
     try:
         with quiet():
@@ -65,6 +50,32 @@ def new_policy(
     except (KeyError, RuntimeError) as error:
         raise UserError(f"the VLM '{base_vlm}' does not fit into a {kind.policy_type} policy ({first_line(error)})") from None
     return policy
+
+
+def new_config(
+    kind: type[PolicyAdapter], base_vlm: str, settings: dict[str, Any], features: tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]
+) -> PreTrainedConfig:
+    """lerobot's configuration of the policy that `new_policy` makes of the same; it needs no weights.
+
+    Raises:
+        UserError: lerobot has no such setting, or cannot take its value.
+
+    """
+    fixed = {**kind.vlm_settings(base_vlm), **kind.without_weights}
+    config_class = kind.policy_class().config_class
+    known = [f.name for f in dataclasses.fields(config_class)]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"policy.settings.{key}: lerobot's {config_class.__name__} has no such field; {nearest(key, known)}")
+        if key in (*fixed, "input_features", "output_features"):
+            raise UserError(f"policy.settings.{key}: follows from policy.base_vlm and the dataset; leave it out")
+    inputs, outputs = features
+    try:
+        return config_class(
+            **{"device": "cpu", "push_to_hub": False, **settings, **fixed, "input_features": inputs, "output_features": outputs}
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"policy.settings: {first_line(error)}") from None
 
 
 def set_action_steps(config: Any, count: int) -> None:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import departures
-from vla_tune.console import say
 from vla_tune.engine.checkpoint import Place
+<<<<<<< HEAD
 from vla_tune.engine.disk import check_disk
 from vla_tune.engine.measure import measure_of
 from vla_tune.engine.plan import show_groups, show_plan
+=======
+from vla_tune.engine.plan import show_groups
+>>>>>>> plan
 from vla_tune.engine.run import Run
 from vla_tune.errors import UserError, out_of_memory_told
 from vla_tune.learners.demonstrations import Demonstrations
@@ -22,8 +25,8 @@ from vla_tune.methods.wise_ft import finished_run
 from vla_tune.policies.devices import on_device
 from vla_tune.reports.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
 from vla_tune.stages import stream
-from vla_tune.stages.downloads import fetches, show_fetches
 from vla_tune.stages.opening import open_anchor, open_method
+from vla_tune.stages.planning import show_plan
 from vla_tune.stages.resume import check_begun, reopen
 
 if TYPE_CHECKING:
@@ -41,28 +44,35 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
 
     Args:
         resume: go on from the newest state; also extends a finished run whose `train.steps` grew, or whose stream has more tasks.
-        plan: print what would be fetched, what would be trained and the memory it takes, and stop (returns None).
+        plan: print what would be fetched, what would be trained and the memory it takes, and stop (returns None). Nothing is
+            downloaded, recorded or written for it, and no anchor is needed.
 
     Raises:
         UserError: wrong input. RunError: it failed while running. Interrupted: it was asked to stop.
 
     """
     began, config = time.monotonic(), on_device(config)
-    if plan and not _ready(config):
+    if plan:
+        show_plan(config, run)
         return None
     if config.stream.tasks:
         stream.warn_of_left_out(config, "train")
-    extends = not plan and check_begun(config, run, overwrite=overwrite, resume=resume)
+    extends = check_begun(config, run, overwrite=overwrite, resume=resume)
     anchor = open_anchor(config, run)
     inputs = [anchor.artifact.as_input()] if anchor else []
     inputs += _tuned(config)
     method = open_method(config, anchor)  # what is wrong with it is told before anything of an earlier run is touched
+<<<<<<< HEAD
     if plan or not config.stream.tasks:
         _show(config, method, plan=plan)
     if plan:
         return None
     measure = measure_of(config, method)
     check_disk(config, method, run)
+=======
+    if not config.stream.tasks:
+        show_groups(method, config.train.lr)
+>>>>>>> plan
     if extends:
         reopen(run)
     draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=resume)
@@ -82,27 +92,6 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     earlier = training.steps_at(place) * (metrics["step_s"] + (metrics.get("data_s") or 0)) if training.steps_at(place) else 0
     metrics["seconds"] = time.monotonic() - began + earlier
     return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
-
-
-def _ready(config: Config) -> bool:
-    """Check what can be checked without a download, and tell what would be downloaded; whether nothing of it is for training."""
-    from vla_tune.simulators.registry import simulator_of, tasks_of
-
-    if config.rollout.tasks:
-        tasks_of(simulator_of(config.rollout.tasks), config.rollout.tasks)
-    ready = show_fetches(fetches(config))
-    if not ready:
-        say("names and tasks are sound; memory can be planned once what training reads is here")
-    return ready
-
-
-def _show(config: Config, method: Method, *, plan: bool) -> None:
-    if config.stream.tasks:
-        stream.show_plan(config, method)
-        return
-    show_groups(method, config.train.lr)
-    if plan:
-        show_plan(config, method)
 
 
 def _tuned(config: Config) -> list[dict[str, str]]:

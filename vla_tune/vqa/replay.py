@@ -32,4 +32,8 @@ class ReplayQuestions:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
         size = min(among or len(self.questions), len(self.questions))
         rows: list[int] = torch.randint(size, (count,), generator=generator).tolist()
-        return answered_inputs(self.processor, self.questions, rows[part])
+        return self.at(rows[part])
+
+    def at(self, rows: list[int]) -> dict[str, Tensor]:
+        """These questions with their answers, as the VLM's forward takes them."""
+        return answered_inputs(self.processor, self.questions, rows)

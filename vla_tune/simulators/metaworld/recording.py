@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_tune.console import progress
+from vla_tune.data.demonstrations import recorded_features
 from vla_tune.errors import RunError
 from vla_tune.simulators.metaworld.drawing import close_renderers
 from vla_tune.simulators.metaworld.tasks import FIRST_SEED, check_task
@@ -112,18 +113,12 @@ def write_dataset(manifest: DemonstrationsManifest, repo_id: str, root: Path) ->
     """Record a manifest's demonstrations into a new LeRobotDataset at `root`, pictures as PNG."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    size = manifest.image_size
-    vector = {"dtype": "float32", "shape": (4,), "names": None}
     dataset = LeRobotDataset.create(
         repo_id,
         fps=FastMetaworldEnv.metadata["render_fps"],
         root=root,
         robot_type="sawyer",
-        features={
-            IMAGE: {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]},
-            STATE: {**vector},
-            ACTION: {**vector},
-        },
+        features=recorded_features(manifest.image_size),
         use_videos=False,
         video_backend="pyav",  # never used; looking for the default one prints tracebacks where FFmpeg is missing
     )
