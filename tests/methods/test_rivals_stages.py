@@ -117,4 +117,4 @@ def test_the_plan_of_a_rival(small_config, few_questions, tmp_path, capsys):
     assert train.run(small_config("method.name=insulated"), tmp_path, plan=True) is None
     shown = capsys.readouterr().out
     assert "actions (beside the policy)" in shown
-    assert "activations at batch 4" in shown
+    assert "activations, 4 samples at once" in shown

@@ -193,7 +193,7 @@ def test_what_is_there_is_not_overwritten(small_config, tmp_path, monkeypatch):
 def test_the_plan_trains_nothing(small_config, tmp_path, anchored, capsys):
     assert train.run(small_config("method.name=aegis", f"anchor.path={anchored}"), tmp_path, plan=True) is None
     shown = capsys.readouterr().out
-    for word in ("vlm.layers.0", "parameters", "optimizer state", "second gradients (aegis)", "activations at batch 4"):
+    for word in ("vlm.layers.0", "parameters", "optimizer state", "gradients", "activations, 4 samples at once"):
         assert word in shown
     assert list(tmp_path.iterdir()) == []
 

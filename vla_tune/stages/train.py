@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import departures
+from vla_tune.console import say
 from vla_tune.engine.checkpoint import Place
-<<<<<<< HEAD
 from vla_tune.engine.disk import check_disk
 from vla_tune.engine.measure import measure_of
-from vla_tune.engine.plan import show_groups, show_plan
-=======
 from vla_tune.engine.plan import show_groups
->>>>>>> plan
 from vla_tune.engine.run import Run
 from vla_tune.errors import UserError, out_of_memory_told
 from vla_tune.learners.demonstrations import Demonstrations
@@ -62,17 +59,10 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     inputs = [anchor.artifact.as_input()] if anchor else []
     inputs += _tuned(config)
     method = open_method(config, anchor)  # what is wrong with it is told before anything of an earlier run is touched
-<<<<<<< HEAD
-    if plan or not config.stream.tasks:
-        _show(config, method, plan=plan)
-    if plan:
-        return None
-    measure = measure_of(config, method)
-    check_disk(config, method, run)
-=======
     if not config.stream.tasks:
         show_groups(method, config.train.lr)
->>>>>>> plan
+    measure = measure_of(config, method)
+    check_disk(config, method, run)
     if extends:
         reopen(run)
     draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=resume)
