@@ -13,13 +13,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks import anchors, loading, sizes, startup, steps
-from benchmarks.rounds import Rounds
-from benchmarks.table import as_table, report
-from benchmarks.videos import video_dataset
 from vla_tune.console import say
 from vla_tune.programs import reported
+
+if TYPE_CHECKING:
+    from benchmarks.rounds import Rounds
 
 OUT = Path("runs", "bench", "table.json")
 BASELINE = Path("results", "bench", "table.json")
@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args(arguments)
     with reported("the same command again"):
+        from benchmarks.table import as_table, report
+
         began, measured = time.monotonic(), []
         with tempfile.TemporaryDirectory() as folder:
             for part in asked.only:
@@ -46,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(part: str, folder: Path, *, quick: bool) -> Iterator[Rounds]:
     """The ratios of one part, each as it comes."""
+    from benchmarks import anchors, sizes, startup, steps
+
     if part == "startup":
         yield startup.measure(1 if quick else 4)
     elif part == "loading":
@@ -62,7 +66,12 @@ def measure(part: str, folder: Path, *, quick: bool) -> Iterator[Rounds]:
 
 
 def _loading(folder: Path, *, quick: bool) -> Iterator[Rounds]:
-    root, _ = video_dataset(folder)
+    from benchmarks import loading
+    from benchmarks.rounds import Rounds
+    from benchmarks.videos import video_dataset
+
+    root, what = video_dataset(folder)
+    say(f"videos: {what}")
     dataset = loading.open_root(root)
     for workers in WORKERS:
         rates = loading.measure(dataset, workers=workers, **({"count": 2, "rounds": 1} if quick else {}))

@@ -50,8 +50,8 @@ class MadeUpAnchor(Anchor):
 
 
 def demo(*more: str) -> Config:
-    """The demo's configuration; what it trains is set by the benchmark."""
-    return load_config("demo", ["data.workers=0", *more])
+    """The demo's configuration, which reads no more frames than are asked for."""
+    return load_config("demo", ["data.workers=0", "data.cache_mb=0", "anchor.frames=0", *more])
 
 
 def larger(folder: Path) -> Config:
@@ -70,11 +70,13 @@ def made_up_anchor(folder: Path) -> Anchor:
     """Of the VLM in `folder`: random orthonormal directions whose energy falls off so that a third of them carry nearly all of it."""
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        layers = linears(AutoModelForImageTextToText.from_config(config))
+        vlm = AutoModelForImageTextToText.from_config(config)
     draw = torch.Generator().manual_seed(0)
     bases: dict[int, Tensor] = {}
     reads, inputs, outputs = {}, {}, {}
-    for name, layer in layers.items():
+    for name, layer in linears(vlm).items():
+        if layer is vlm.get_output_embeddings():  # lerobot freezes it
+            continue
         parent, _, kind = name.rpartition(".")
         first = reads[name] = ".".join(filter(None, (parent, FIRST_READER.get(kind, kind))))
         rows, width = layer.weight.flatten(1).shape

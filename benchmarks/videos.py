@@ -34,6 +34,7 @@ def _made(root: Path) -> Path:
     """Four episodes of 100 frames, two cameras of 320 x 240."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    os.environ.setdefault("SVT_LOG", "1")  # the encoder tells errors alone
     cameras = ("observation.images.front", "observation.images.wrist")
     numbers = {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]}
     video = {"dtype": "video", "shape": (240, 320, 3), "names": ["height", "width", "channels"]}
