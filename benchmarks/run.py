@@ -62,7 +62,7 @@ def measure(part: str, folder: Path, *, quick: bool) -> Iterator[Rounds]:
     else:
         config = sizes.larger(folder / "larger")
         anchor = sizes.made_up_anchor(folder / "larger")
-        yield from steps.measure(steps.Size("576 x 30", config, anchor, *((1, 1, 1, 1) if quick else (6, 2, 3, 10))))
+        yield from steps.measure(steps.Size("576 x 30", config, anchor, *((1, 1, 1, 1) if quick else (6, 1, 3, 10))))
 
 
 def _loading(folder: Path, *, quick: bool) -> Iterator[Rounds]:

@@ -121,9 +121,12 @@ def measure(size: Size) -> Iterator[Rounds]:
 
 def _pair(size: Size, label: str, ours: Callable[[], Step], theirs: Any, batches: Batches, *, long: bool = False) -> Rounds:
     others = undrawn(batches) if theirs is LerobotStep else batches
-    turns = turn_of(ours(), batches), turn_of(theirs(size.config), others)
+    steps = [(ours(), batches), (theirs(size.config), others)]
+    for step, own in steps:
+        turn_of(step, own[:1])()  # warms up
+    turns = [turn_of(step, own) for step, own in steps]
     rounds = size.long_rounds if long else size.rounds
-    return alternate(f"{size.name}: {label}", *turns, rounds, units=(len(batches), len(batches)))
+    return alternate(f"{size.name}: {label}", *turns, rounds, warm_up=False, units=(len(batches), len(batches)))
 
 
 def _settings(name: str, options: dict[str, Any]) -> MethodConfig:
