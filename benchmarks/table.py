@@ -42,7 +42,7 @@ def report(found: dict[str, Any], out: Path, baseline: Path) -> None:
     table(f"{place}, {there['gpu'] or 'no GPU'}", ["times (below 1 is faster)", "ratio", "low", "high", "s", "s of the other"], lines)
     say(f"written to {out}")
     if not baseline.is_file():
-        say(f"there is no baseline; to make this one, on an idle machine: cp {out} {baseline}")
+        say(f"there is no baseline; to make this one, on an idle machine: mkdir -p {baseline.parent} && cp {out} {baseline}")
         return
     before = json.loads(baseline.read_text())
     if before["machine"] != there:
