@@ -1,12 +1,13 @@
 METHODS ?=
 SEEDS ?= 1
 
-.PHONY: help setup test reproduce frontier lint requirements clean
+.PHONY: help setup test reproduce frontier bench lint requirements clean
 
 help:
 	@echo 'make reproduce  the demo, end to end, and its table (METHODS=full,aegis or all; SEEDS=1)'
 	@echo 'make frontier   every method over three seeds: what it kept against what it learnt (hours; stop and start at will)'
 	@echo 'make test       the tests'
+	@echo 'make bench      training steps, loading and start-up against lerobot, methods against plain fine-tuning (30 minutes, idle machine)'
 	@echo 'make setup      .venv with the pinned packages; the other targets do this first'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make clean      remove build products and tool caches; .venv and runs/ stay'
@@ -22,6 +23,9 @@ reproduce: setup
 
 frontier: setup
 	.venv/bin/python -m vla_tune.reproduce --study frontier
+
+bench: setup
+	.venv/bin/python -m benchmarks.run
 
 lint: setup
 	.venv/bin/ruff check .
