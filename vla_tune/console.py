@@ -64,12 +64,11 @@ class Counter:
         note = self._note = note or self._note
         if self._bar:
             bar, task = self._bar
-            bar.update(task, advance=count, rate=f"{self.rate:.1f} {self.unit}/s", note=note)
+            bar.update(task, advance=count, rate=self.pace, note=note)
         elif self.description and time.monotonic() - self._shown >= PLAIN_EVERY_S:
             self._shown = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)
-            pace = f"{self.rate:.1f} {self.unit}/s, {left:.0f} s left"
-            say(f"{self.description}: {self.done}/{self.total} {self.unit}, {pace} {note}".rstrip())
+            say(f"{self.description}: {self.done}/{self.total} {self.unit}, {self.pace}, {_time(left)} left {note}".rstrip())
 
     def note(self, text: str) -> None:
         """A figure worth seeing, such as the loss, until the next one."""
@@ -86,6 +85,18 @@ class Counter:
         """Units a second since the start."""
         return (self.done - self._start) / max(time.monotonic() - self._began, 1e-9)
 
+    @property
+    def pace(self) -> str:
+        """The rate, or how long a unit takes where that is longer than a second."""
+        return f"{self.rate:.1f} {self.unit}/s" if self.rate >= 1 or not self.rate else f"{1 / self.rate:.1f} s each"
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
 
 @contextmanager
 def progress(description: str, total: int, unit: str) -> Iterator[Counter]:
@@ -97,7 +108,7 @@ def progress(description: str, total: int, unit: str) -> Iterator[Counter]:
     if not is_rich():
         yield counter
         if counter.done > counter._start:  # noqa: SLF001 - the counter is this module's own
-            say(f"{description}: {counter.done}/{total} {unit}, {counter.rate:.1f} {unit}/s")
+            say(f"{description}: {counter.done}/{total} {unit}, {counter.pace}")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console()) as bar:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vla_tune.console import say
+
 if TYPE_CHECKING:
     from vla_tune.config import Config
 
@@ -19,5 +21,8 @@ def resolve_device(name: str) -> str:
 
 
 def on_device(config: Config) -> Config:
-    """The configuration with the device named that `auto` means here, so that what is written says it."""
-    return dataclasses.replace(config, device=resolve_device(config.device))
+    """The configuration with the device named that `auto` means here, so that what is written says it; it is told, too."""
+    device = resolve_device(config.device)
+    if config.device == "auto":
+        say(f"device={device}")
+    return dataclasses.replace(config, device=device)
