@@ -40,7 +40,7 @@ def planned(config, anchor=None):
 def tensors() -> dict[int, int]:
     """Bytes by storage of every tensor that lives."""
     gc.collect()
-    alive = [one.untyped_storage() for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+    alive = [one.untyped_storage() for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
     return {storage.data_ptr(): storage.nbytes() for storage in alive}
 
 
