@@ -34,5 +34,12 @@ def policy_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def config_of(policy_folder):
     """A configuration that runs it for a few steps."""
-    small = ["rollout.episodes=5", "rollout.step_limit=12", "rollout.n_action_steps=4", "rollout.videos=1", "rollout.parallel=4", "device=cpu"]
+    small = [
+        "device=cpu",
+        "rollout.episodes=5",
+        "rollout.step_limit=12",
+        "rollout.n_action_steps=4",
+        "rollout.videos=1",
+        "rollout.parallel=4",
+    ]
     return lambda *overrides: load_config("demo", [f"train.path={policy_folder}", TASKS, *small, *overrides])
