@@ -1,6 +1,7 @@
 """The optimizer in lerobot's own training program, in float32 and bfloat16, resumed, and on two processes."""
 
 import copy
+import logging
 import sys
 
 import numpy as np
@@ -76,6 +77,7 @@ def lerobot_train(small_dataset, anchor):
     from lerobot.scripts import lerobot_train
 
     def run(*arguments):
+        logging.disable(logging.NOTSET)  # our own programs, called in this process before, keep such lines from the user
         with pytest.MonkeyPatch.context() as patch:
             # A resumed lerobot-train draws other noise: its new data loader takes a seed from the generator that was restored.
             patch.setattr(VLAFlowMatching, "sample_noise", lambda self, shape, device: torch.linspace(-1, 1, 4).expand(shape))
