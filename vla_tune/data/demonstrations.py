@@ -24,6 +24,16 @@ _EITHER = "data: give either data.manifest (demonstrations that are recorded) or
 CONVERTER = "python -m lerobot.scripts.convert_dataset_v21_to_v30"
 
 
+def policy_features(features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """lerobot's inputs and outputs of a new policy for a dataset's features."""
+    from lerobot.configs import FeatureType
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+
+    known = dataset_to_policy_features(features)
+    outputs = {key: feature for key, feature in known.items() if feature.type is FeatureType.ACTION}
+    return {key: feature for key, feature in known.items() if key not in outputs}, outputs
+
+
 def demonstrations(manifest: DemonstrationsManifest) -> tuple[str, Path]:
     """The `repo_id` and the folder of a manifest's dataset, from the cache where it is whole, else recorded now.
 

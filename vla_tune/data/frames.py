@@ -18,6 +18,7 @@ from vla_tune.console import progress, say
 from vla_tune.data.videos import Videos
 
 if TYPE_CHECKING:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 
@@ -43,7 +44,7 @@ def open_frames(dataset: LeRobotDataset, cache_mb: int) -> Frames:
     if not _is_plain(dataset):
         say("reading frames through lerobot: the dataset has depth pictures, texts or arrays, which are not held in memory")
         return LerobotFrames(dataset)
-    need = megabytes(dataset)
+    need = megabytes(dataset.meta, dataset.num_frames)
     fits = need is not None and need <= cache_mb
     if not fits:
         reason = "it has videos" if need is None else f"decoded it needs {need:.0f} MB, more than data.cache_mb={cache_mb}"
@@ -51,12 +52,12 @@ def open_frames(dataset: LeRobotDataset, cache_mb: int) -> Frames:
     return PlainFrames(dataset, in_memory=fits)
 
 
-def megabytes(dataset: LeRobotDataset) -> float | None:
-    """What the decoded pictures would need, in MB; None where there are videos, which are not held."""
-    if dataset.meta.video_keys:
+def megabytes(meta: LeRobotDatasetMetadata, frames: int) -> float | None:
+    """What the decoded pictures of so many frames would need, in MB; None where there are videos, which are not held."""
+    if meta.video_keys:
         return None
-    pixels = sum(int(np.prod(dataset.meta.features[key]["shape"])) for key in dataset.meta.image_keys)
-    return float(pixels * dataset.num_frames / 1e6)
+    pixels = sum(int(np.prod(meta.features[key]["shape"])) for key in meta.image_keys)
+    return float(pixels * frames / 1e6)
 
 
 def _is_plain(dataset: LeRobotDataset) -> bool:

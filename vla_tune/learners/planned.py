@@ -13,7 +13,8 @@ from unittest.mock import patch
 
 import torch
 
-from vla_tune.data.demonstrations import adopt_shapes, check_dataset, known_features, known_metadata
+from vla_tune.data.demonstrations import adopt_shapes, check_dataset, known_features, known_metadata, policy_features
+from vla_tune.data.frames import megabytes
 from vla_tune.errors import UserError
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.learners.policy import PolicyLearner
@@ -73,7 +74,7 @@ def blueprint(config: Config) -> Blueprint | None:
         if not config.policy.base_vlm or features is None:
             return None
         kind, base = adapter_class(config.policy.type), configuration(vlm_source(config.policy.base_vlm))
-        policy = new_config(kind, base or "", config.policy.settings, _split(features))
+        policy = new_config(kind, base or "", config.policy.settings, policy_features(features))
         own = kind.vlm_settings(base or "")
     if not all(own.values()):
         return None
@@ -95,15 +96,6 @@ def configuration(name: str) -> str | None:
     return str(Path(file).parent) if isinstance(file, str) else None
 
 
-def _split(features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    from lerobot.configs import FeatureType
-    from lerobot.utils.feature_utils import dataset_to_policy_features
-
-    known = dataset_to_policy_features(features)
-    outputs = {key: one for key, one in known.items() if one.type is FeatureType.ACTION}
-    return {key: one for key, one in known.items() if key not in outputs}, outputs
-
-
 def _tokens(policy: Any, base: str | None, meta: LeRobotDatasetMetadata | None) -> int:
     """Of the longest instruction where it is known and lerobot pads no further."""
     most = int(policy.tokenizer_max_length)
@@ -119,12 +111,9 @@ def _tokens(policy: Any, base: str | None, meta: LeRobotDatasetMetadata | None) 
 
 
 def _held(config: Config, meta: LeRobotDatasetMetadata | None) -> int:
-    """As `vla_tune.data.memory.megabytes`, before there is a dataset."""
-    if meta is None or meta.video_keys or meta.depth_keys:
-        return 0
-    pixels = sum(torch.Size(meta.features[key]["shape"]).numel() for key in meta.image_keys)
-    size = pixels * int(meta.total_frames)
-    return size if size <= config.data.cache_mb * 1e6 else 0
+    """The bytes of the pictures that training would hold in memory."""
+    need = None if meta is None or meta.depth_keys else megabytes(meta, int(meta.total_frames))
+    return round(need * 1e6) if need is not None and need <= config.data.cache_mb else 0
 
 
 class Planned(Demonstrations):

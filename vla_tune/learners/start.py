@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vla_tune.console import say, warn
-from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_metadata, open_dataset
+from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_metadata, open_dataset, policy_features
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.loading import check_device, load_processors, new_policy
@@ -43,9 +43,6 @@ def make_start(config: Config) -> Start:
         UserError: something that the configuration names is missing, or the dataset and the policy do not fit.
 
     """
-    from lerobot.configs import FeatureType
-    from lerobot.utils.feature_utils import dataset_to_policy_features
-
     check_device(config.device)
     meta = dataset_metadata(config.data)
     torch.manual_seed(config.seed)
@@ -61,10 +58,8 @@ def make_start(config: Config) -> Start:
         if config.data.rename:
             warn("data.rename is left out: a new policy takes the dataset's names")
         base = vlm_source(config.policy.base_vlm)
-        features = dataset_to_policy_features(meta.features)
-        outputs = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
-        inputs = {key: feature for key, feature in features.items() if key not in outputs}
-        policy = new_policy(adapter_class(config.policy.type), base, {**config.policy.settings, "device": config.device}, (inputs, outputs))
+        settings = {**config.policy.settings, "device": config.device}
+        policy = new_policy(adapter_class(config.policy.type), base, settings, policy_features(meta.features))
     check_dataset(meta, policy.config, config.data.rename if config.policy.path else {})
     dataset = open_dataset(meta, policy.config)
     return Start(policy.to(config.device), make_processors(config, policy, meta.stats), dataset, base)
