@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from vla_tune.anchors.artifact import Anchor, Directions, Subspace
+from vla_tune.anchors.artifact import Anchor
+from vla_tune.anchors.directions import Directions, Subspace
 from vla_tune.artifacts.record import Artifact
 from vla_tune.config import Config, load_config
 from vla_tune.geometry.subspace import rank_of

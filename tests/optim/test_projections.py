@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_tune.anchors.artifact import Directions, protected_pairs
+from vla_tune.anchors.directions import Directions, protected_pairs
 from vla_tune.anchors.projections import InputSide, Pairs
 from vla_tune.geometry.subspace import project_out, project_pairs
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.anchors.artifact import ENERGIES, Directions, protected_pairs
+from vla_tune.anchors.artifact import ENERGIES
+from vla_tune.anchors.directions import Directions, protected_pairs
 from vla_tune.console import table
 from vla_tune.geometry.subspace import share_inside
 from vla_tune.vlm.parts import vlm_group_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vla_tune.anchors.artifact import protected_pairs
+from vla_tune.anchors.directions import protected_pairs
 from vla_tune.geometry.subspace import complement, project_on, project_out, project_pairs
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vla_tune.anchors.artifact import Directions, Subspace
+    from vla_tune.anchors.directions import Directions, Subspace
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from vla_tune.anchors.artifact import SUBSPACE_FILE, Anchor, Directions, Subspace
+from vla_tune.anchors.artifact import SUBSPACE_FILE, Anchor
+from vla_tune.anchors.directions import Directions, Subspace
 from vla_tune.vlm.parts import linears
 from vla_tune.vlm.shapes import with_values
 

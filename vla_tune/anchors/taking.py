@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from vla_tune.anchors.artifact import Directions
+from vla_tune.anchors.directions import Directions
 from vla_tune.anchors.frames import Frames, frame_moments
 from vla_tune.anchors.inputs import LinearInputs
 from vla_tune.anchors.outputs import OutputGradients
