@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vla_tune.experts.pool import ExpertPool
 from vla_tune.policies import adapt
 from vla_tune.policies.flow import drawing, flow_draws
-from vla_tune.policies.precision import compute_dtype, to_masters
+from vla_tune.policies.precision import to_masters
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 CPU = torch.device("cpu")
@@ -194,14 +194,14 @@ def test_smolvla_in_bfloat16_computes_as_lerobots_own_bfloat16_policy(made, batc
 
 def test_auto_is_what_lerobot_builds_the_policy_in(made):
     smolvla, pi = adapt(made("smolvla")[0]), adapt(made("pi0")[0])
-    assert compute_dtype(smolvla, "auto") == torch.float32  # what the VLM that is shipped says
-    assert compute_dtype(smolvla, "bfloat16") == torch.bfloat16
+    assert smolvla.compute_dtype("auto") == torch.float32  # what the VLM that is shipped says
+    assert smolvla.compute_dtype("bfloat16") == torch.bfloat16
     smolvla.policy.config.load_vlm_weights = True
-    assert compute_dtype(smolvla, "auto") == torch.bfloat16
-    assert compute_dtype(smolvla, "float32") == torch.float32
-    assert compute_dtype(pi, "auto") == torch.float32
+    assert smolvla.compute_dtype("auto") == torch.bfloat16
+    assert smolvla.compute_dtype("float32") == torch.float32
+    assert pi.compute_dtype("auto") == torch.float32
     pi.policy.config.dtype = "bfloat16"
-    assert compute_dtype(pi, "auto") == torch.bfloat16
+    assert pi.compute_dtype("auto") == torch.bfloat16
 
 
 def test_a_loaded_pi0_obeys_the_setting_of_gradient_checkpointing(made):

@@ -17,7 +17,6 @@ from vla_tune.learners.planned import blueprint
 from vla_tune.methods import method_class
 from vla_tune.methods.options import TASK_METHODS
 from vla_tune.policies.devices import on_device
-from vla_tune.policies.precision import compute_dtype
 from vla_tune.stages import anchor as anchor_stage
 from vla_tune.stages import train
 
@@ -66,7 +65,7 @@ def test_a_step_takes_what_was_planned(small_config, anchored, name, more):
 
     learner = Demonstrations(config)
     learner.adapter.prepare_forward(
-        compute_dtype(learner.adapter, config.train.precision), checkpointing=config.train.activation_checkpointing
+        learner.adapter.compute_dtype(config.train.precision), checkpointing=config.train.activation_checkpointing
     )
     before = tensors()
     method = method_class(name)(learner, config.method, load_anchor(folder) if folder else None)

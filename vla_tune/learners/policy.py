@@ -14,7 +14,7 @@ from vla_tune.learners.base import Learner
 from vla_tune.learners.optimizers import as_asked
 from vla_tune.policies import adapt
 from vla_tune.policies.compiling import compiled
-from vla_tune.policies.precision import compute_dtype, to_masters
+from vla_tune.policies.precision import to_masters
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
@@ -37,7 +37,7 @@ class PolicyLearner(Learner):
     def compute_as_configured(self) -> None:
         """Float32 weights, and a forward pass in the type that `train.precision` asks for, its activations kept or not."""
         train = self.config.train
-        self.dtype = compute_dtype(self.adapter, train.precision)
+        self.dtype = self.adapter.compute_dtype(train.precision)
         for name, count in to_masters(self.model).items():
             say(f"{count:,} of the policy's weights come in {name}; they train in float32, the forward pass computes in {self.dtype}")
         self.adapter.prepare_forward(self.dtype, checkpointing=train.activation_checkpointing)

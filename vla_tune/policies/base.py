@@ -136,6 +136,13 @@ class PolicyAdapter(ABC):
             for method in self.lowered:
                 compute_in(inner, method, dtype)
 
+    def compute_dtype(self, setting: str) -> torch.dtype:
+        """What the forward pass computes in by `train.precision`; `auto` is what lerobot builds this policy in, on any device."""
+        if setting == "auto":
+            return self.lerobot_dtype()
+        dtype: torch.dtype = getattr(torch, setting)
+        return dtype
+
     @abstractmethod
     def lerobot_dtype(self) -> torch.dtype:
         """The type in which lerobot builds VLM and expert, and so computes, on any device."""

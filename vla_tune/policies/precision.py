@@ -11,21 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from vla_tune.policies.base import PolicyAdapter
-
-
-def compute_dtype(adapter: PolicyAdapter, setting: str) -> torch.dtype:
-    """What the forward pass computes in by `train.precision`; `auto` is what lerobot builds this policy in, on any device."""
-    if setting == "auto":
-        return adapter.lerobot_dtype()
-    dtype: torch.dtype = getattr(torch, setting)
-    return dtype
 
 
 def to_masters(policy: nn.Module) -> dict[str, int]:
