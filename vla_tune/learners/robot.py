@@ -26,7 +26,7 @@ from vla_tune.simulators.episodes import Episode, check_plan, plan
 from vla_tune.simulators.registry import simulator_of, tasks_of
 from vla_tune.simulators.runner import Runner
 from vla_tune.simulators.videos import write_video
-from vla_tune.vlm.loading import load_vlm
+from vla_tune.vlm.loading import load_processor
 from vla_tune.vlm.parts import TEXT, VISION, part_blocks
 from vla_tune.vqa.dataset import vqa_questions
 
@@ -93,8 +93,8 @@ class Robot(Demonstrations, StreamLearner):
 
     # Training.
 
-    def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:
-        return self.read(self.frames_of(self._episodes[task]), task, step)
+    def batches(self, task: int, step: int, workers: int | None = None) -> Iterator[dict[str, Any]]:
+        return self.read(self.frames_of(self._episodes[task]), task, step, workers)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         def note(present: Tensor, *_: Tensor) -> None:
@@ -104,7 +104,7 @@ class Robot(Demonstrations, StreamLearner):
             return super().loss(batch)
 
     def probe(self, task: int) -> dict[str, Any]:
-        return next(self.read(self.frames_of(self._episodes[task]), task, 0, workers=0))
+        return next(self.batches(task, 0, workers=0))
 
     def remembered(self, task: int, samples: int, count: int, number: int) -> dict[str, Any]:
         """Of `samples` frames spread evenly over a task's demonstrations."""
@@ -132,12 +132,7 @@ class Robot(Demonstrations, StreamLearner):
     def task_features(self, task: int) -> Tensor:
         frames = len(self.frames_of(self._episodes[task]))
         count = -(-min(frames, self.config.stream.router_samples) // self.config.train.batch_size)
-        return torch.cat(
-            [
-                self.batch_features(batch)
-                for batch in itertools.islice(self.read(self.frames_of(self._episodes[task]), task, 0, workers=0), count)
-            ]
-        )
+        return torch.cat([self.batch_features(batch) for batch in itertools.islice(self.batches(task, 0, workers=0), count)])
 
     @torch.no_grad()
     def batch_features(self, batch: dict[str, Any]) -> Tensor:
@@ -159,7 +154,7 @@ class Robot(Demonstrations, StreamLearner):
     @functools.cached_property
     def processor(self) -> Any:
         """The base VLM's."""
-        return load_vlm(self.base)[1]
+        return load_processor(self.base)
 
     # Scoring.
 

@@ -12,7 +12,7 @@ from vla_tune.config import protects
 from vla_tune.errors import UserError
 from vla_tune.learners import kind_of, open_learner
 from vla_tune.methods import method_class
-from vla_tune.vlm.loading import load_vlm
+from vla_tune.vlm.loading import load_processor
 from vla_tune.vqa.dataset import vqa_questions
 from vla_tune.vqa.replay import ReplayQuestions
 
@@ -34,7 +34,7 @@ def open_method(config: Config, anchor: Anchor | None = None) -> Method:
 
 def replay_questions(config: Config, base_vlm: str) -> ReplayQuestions:
     """The questions of the anchor split, for a method that goes on reading them."""
-    return ReplayQuestions(vqa_questions(config.vqa.manifest, "anchor"), load_vlm(base_vlm)[1], config.seed)
+    return ReplayQuestions(vqa_questions(config.vqa.manifest, "anchor"), load_processor(base_vlm), config.seed)
 
 
 def open_anchor(config: Config, run: Path) -> Anchor | None:
