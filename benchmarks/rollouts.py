@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from vla_tune.config import Config, load_config
 from vla_tune.policies import loading
+from vla_tune.programs import cores
 from vla_tune.simulators import actor
 from vla_tune.stages import eval_rollout
 
@@ -74,7 +74,7 @@ def main() -> None:
                 "same_success": sum(one["success"] == other["success"] for one, other in pairs),
                 "same_steps": sum(one["steps"] == other["steps"] for one, other in pairs),
                 "successes": {name: sum(row["success"] for row in own) for name, own in rows.items()},
-                "cores": os.cpu_count(),
+                "cores": cores(),
                 "torch_threads": torch.get_num_threads(),
             }
         )

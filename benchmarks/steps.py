@@ -23,7 +23,6 @@ from vla_tune.learners.policy import NOISE, TIME
 from vla_tune.learners.start import make_start
 from vla_tune.methods import method_class
 from vla_tune.policies.devices import resolve_device
-from vla_tune.stages.step_times import Contestant
 
 Batches = list[dict[str, Any]]
 
@@ -100,8 +99,12 @@ def undrawn(batches: Batches) -> Batches:
 
 def turn_of(step: Callable[[dict[str, Any]], Any], batches: Batches) -> Turn:
     """Steps of one turn."""
-    contestant = Contestant(step)  # type: ignore[arg-type]
-    return lambda: contestant.turn(batches)
+
+    def turn() -> None:
+        for batch in batches:
+            step(dict(batch))
+
+    return turn
 
 
 def measure(size: Size) -> Iterator[Rounds]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from benchmarks.rounds import Rounds, Row
 from vla_tune.artifacts.folder import write_json
 from vla_tune.console import say, table
+from vla_tune.programs import cores
 
 SLOWER = 1.05
 """From more than so many times its baseline on, a ratio is told."""
@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

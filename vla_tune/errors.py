@@ -19,6 +19,12 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+def one_line(error: BaseException) -> str:
+    """What a library's error says, on one line of at most 300 characters; its type where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether a write failed for want of room; safetensors tells it in words alone."""
     return getattr(error, "errno", None) == errno.ENOSPC or (type(error).__name__ == "SafetensorError" and "os error 28" in str(error))

@@ -54,6 +54,11 @@ def _end(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hush() -> None:
     """Keep third-party chatter (warnings, info logs, progress bars) out of our output."""
     for key, value in {

@@ -13,7 +13,7 @@ from typing import Any
 
 from vla_tune.config.check import check, warn_of_unused
 from vla_tune.config.schema import Config
-from vla_tune.errors import UserError, nearest
+from vla_tune.errors import UserError, nearest, one_line
 from vla_tune.resources import available, resource
 
 
@@ -51,7 +51,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file}: not readable as YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")
     return values

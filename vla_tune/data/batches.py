@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vla_tune.data.frames import Frames, open_frames
-from vla_tune.errors import RunError, UserError
+from vla_tune.errors import RunError, UserError, one_line
+from vla_tune.programs import cores
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -207,8 +208,7 @@ def training_batches(
 
 def helpful_workers(frames: Frames) -> int:
     """How many processes should read ahead: none for what lies in memory, else up to 4, a core left to training."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if frames.in_memory else min(MOST_WORKERS, cores - 1)
+    return 0 if frames.in_memory else min(MOST_WORKERS, cores() - 1)
 
 
 def ordered_batches(frames: Frames, wanted: Sequence[int], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -275,7 +275,7 @@ def _read(frames: Frames, wanted: list[int]) -> dict[str, Any]:
     try:
         return frames.batch(wanted)
     except (OSError, ValueError, FFmpegError) as error:
-        told = " ".join(str(error).split())[:300]
+        told = one_line(error)
         raise RunError(f"one of the frames {', '.join(map(str, wanted))} of the dataset cannot be read: {told}") from error
 
 

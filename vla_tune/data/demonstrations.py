@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.artifacts.store import made_once
 from vla_tune.console import warn
 from vla_tune.data.manifests import GENERATORS, DemonstrationsManifest, load_manifest, manifest_digest
-from vla_tune.errors import UserError, nearest
+from vla_tune.errors import UserError, nearest, one_line
 from vla_tune.resources import cache_folder
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def open_metadata(repo_id: str, root: Path | None) -> LeRobotDatasetMetadata:
 
 def _unreadable(repo_id: str, root: Path | None, error: Exception) -> UserError:
     where = f" in {root}" if root else " in lerobot's cache or on the Hub (data.root names a folder)"
-    return UserError(f"the dataset '{repo_id}' cannot be opened{where}: {' '.join(str(error).split())[:300]}")
+    return UserError(f"the dataset '{repo_id}' cannot be opened{where}: {one_line(error)}")
 
 
 def _check_folder(repo_id: str, root: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vla_tune.errors import UserError
+from vla_tune.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from vla_tune.methods.base import Method
@@ -76,4 +76,4 @@ def readable(state: str, remedy: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{state} cannot be loaded ({' '.join(str(error).split())[:200]}); {remedy}") from None
+        raise UserError(f"{state} cannot be loaded ({one_line(error)}); {remedy}") from None

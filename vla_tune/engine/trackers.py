@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.console import warn
+from vla_tune.errors import one_line
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -68,7 +69,7 @@ class Trackers:
             warn(f"train.trackers: {name} is left out, it is not installed here; install it, or take it out of train.trackers")
             self._live.pop(name, None)
         except Exception as error:  # a service that cannot be reached raises what it likes
-            text = " ".join(str(error).split())[:200] or type(error).__name__
+            text = one_line(error)
             warn(f"train.trackers: {name} is left out from here on, it failed ({text}); metrics.jsonl has every row")
             self._live.pop(name, None)
 

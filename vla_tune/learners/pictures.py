@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vla_tune.console import progress
 from vla_tune.data.labelled_images import LabelledImages, labelled_images
 from vla_tune.data.manifests import in_folder
-from vla_tune.errors import UserError
+from vla_tune.errors import UserError, one_line
 from vla_tune.experts.tasks import NONE, side_by_side
 from vla_tune.learners.base import StreamLearner, draws, redraws
 from vla_tune.learners.once import once
@@ -264,5 +264,5 @@ def load_clip(source: str, device: str) -> tuple[Any, Any]:
             model = CLIPModel.from_pretrained(source, dtype=torch.float32)
             processor = CLIPProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the CLIP '{source}' cannot be opened ({' '.join(str(error).split())[:300]}); check policy.base_vlm") from None
+        raise UserError(f"the CLIP '{source}' cannot be opened ({one_line(error)}); check policy.base_vlm") from None
     return model.to(device).eval(), processor  # type: ignore[arg-type]

@@ -15,14 +15,13 @@ import torch
 
 from vla_tune.data.demonstrations import adopt_shapes, check_dataset, known_features, known_metadata, policy_features
 from vla_tune.data.frames import megabytes
-from vla_tune.errors import UserError
+from vla_tune.errors import UserError, one_line
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.learners.policy import PolicyLearner
 from vla_tune.learners.start import Start
 from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.loading import new_config, policy_config, policy_vlm
-from vla_tune.policies.precision import compute_dtype
-from vla_tune.vlm.loading import first_line, quiet, vlm_source
+from vla_tune.vlm.loading import quiet, vlm_source
 
 if TYPE_CHECKING:
     from lerobot.configs.policies import PreTrainedConfig
@@ -131,7 +130,7 @@ class Planned(Demonstrations):
         PolicyLearner.__init__(self, policy)
         self.config, self.tasks, self.base, self._tokens = config, [config.name], made_by.base or "", made_by.tokens
         self.adapter.freeze_as_configured()
-        self.dtype = compute_dtype(self.adapter, config.train.precision)
+        self.dtype = self.adapter.compute_dtype(config.train.precision)
         self.adapter.prepare_forward(self.dtype, checkpointing=config.train.activation_checkpointing)
 
     def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:
@@ -163,7 +162,7 @@ def _made(config: PreTrainedConfig) -> PreTrainedPolicy:
         with quiet(), _any_processor():
             policy = kind.policy_class()(config)
     except (OSError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"policy.settings: lerobot cannot make this {kind.policy_type} policy ({first_line(error)})") from None
+        raise UserError(f"policy.settings: lerobot cannot make this {kind.policy_type} policy ({one_line(error)})") from None
     for key, value in before.items():
         setattr(config, key, value)
     adapt(policy).obey_settings()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vla_tune.errors import UserError, nearest
+from vla_tune.errors import UserError, nearest, one_line
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.vlm.loading import first_line, load_vlm, quiet
+from vla_tune.vlm.loading import load_vlm, quiet
 from vla_tune.vlm.parts import decoder_of
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ def new_policy(
         with quiet():
             policy = policy_class(config)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"policy.settings: lerobot cannot make this {kind.policy_type} policy ({first_line(error)})") from None
+        raise UserError(f"policy.settings: lerobot cannot make this {kind.policy_type} policy ({one_line(error)})") from None
     try:
         kind(policy).put_vlm(vlm.state_dict())
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"the VLM '{base_vlm}' does not fit into a {kind.policy_type} policy ({first_line(error)})") from None
+        raise UserError(f"the VLM '{base_vlm}' does not fit into a {kind.policy_type} policy ({one_line(error)})") from None
     return policy
 
 
@@ -75,7 +75,7 @@ def new_config(
             **{"device": "cpu", "push_to_hub": False, **settings, **fixed, "input_features": inputs, "output_features": outputs}
         )
     except (TypeError, ValueError) as error:
-        raise UserError(f"policy.settings: {first_line(error)}") from None
+        raise UserError(f"policy.settings: {one_line(error)}") from None
 
 
 def set_action_steps(config: Any, count: int) -> None:
@@ -107,7 +107,7 @@ def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "
         with quiet():
             return kind.load(path, config)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the policy '{path}' cannot be loaded ({first_line(error)}); it needs its VLM '{vlm}'") from None
+        raise UserError(f"the policy '{path}' cannot be loaded ({one_line(error)}); it needs its VLM '{vlm}'") from None
 
 
 def policy_config(path: str) -> PreTrainedConfig:
@@ -127,7 +127,7 @@ def policy_config(path: str) -> PreTrainedConfig:
         with quiet():
             return PreTrainedConfig.from_pretrained(path)
     except Exception as error:  # draccus and the Hub raise many kinds
-        raise UserError(f"the policy '{path}' cannot be opened ({first_line(error)}); check its path") from None
+        raise UserError(f"the policy '{path}' cannot be opened ({one_line(error)}); check its path") from None
 
 
 def policy_vlm(path: str, named: str) -> str:
@@ -141,7 +141,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device}: torch cannot use it here ({first_line(error)}); use device=cpu") from None
+        raise UserError(f"device={device}: torch cannot use it here ({one_line(error)}); use device=cpu") from None
 
 
 def load_processors(
@@ -181,7 +181,7 @@ def load_processors(
     try:
         return make_pre_post_processors(config, pretrained_path=path, preprocessor_overrides=overrides, postprocessor_overrides=post)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the processors of policy '{path}' cannot be opened ({first_line(error)})") from None
+        raise UserError(f"the processors of policy '{path}' cannot be opened ({one_line(error)})") from None
 
 
 def renamed(processor: PolicyProcessorPipeline) -> dict[str, str]:

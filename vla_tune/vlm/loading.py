@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vla_tune.errors import UserError
+from vla_tune.errors import UserError, one_line
 from vla_tune.resources import SHIPPED
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _opened(source: str) -> Iterator[None]:
         with quiet():
             yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the VLM '{source}' cannot be opened ({first_line(error)}); check policy.base_vlm") from None
+        raise UserError(f"the VLM '{source}' cannot be opened ({one_line(error)}); check policy.base_vlm") from None
 
 
 def save_vlm(vlm: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
@@ -82,9 +82,3 @@ def quiet() -> Iterator[None]:
     finally:
         if bars:
             logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """Return what a library's error says, on one line of at most 300 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) < 300 else f"{text[:300]}..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from vla_tune.console import progress
 from vla_tune.data.demonstrations import recorded_features
 from vla_tune.errors import RunError
+from vla_tune.programs import cores
 from vla_tune.simulators.metaworld.drawing import close_renderers
 from vla_tune.simulators.metaworld.tasks import FIRST_SEED, check_task
 from vla_tune.simulators.metaworld.world import FastMetaworldEnv
@@ -52,7 +52,7 @@ def record(manifest: DemonstrationsManifest) -> Iterator[list[Demonstration]]:
     """
     for task in manifest.tasks:
         check_task(task)
-    threads = min(len(os.sched_getaffinity(0)), len(manifest.tasks))
+    threads = min(cores(), len(manifest.tasks))
     recorded: deque[Future[list[Demonstration]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
