@@ -13,7 +13,7 @@ FLOORS = (
     ("geometry", "stats", "artifacts", "config", "errors", "console", "resources", "fields", "programs"),
     ("policies", "vlm"),
     ("anchors", "experts", "vqa", "data"),
-    ("methods", "learners", "simulators"),
+    ("methods", "learners", "simulators", "preflight"),
     ("engine", "reports"),
     ("evaluation",),
     ("stages",),
