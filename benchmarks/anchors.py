@@ -1,4 +1,4 @@
-"""The demo's anchor, and what it takes to take one beside training on as many samples."""
+"""An anchor as a user takes it, and what it takes to take one beside training on as many samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREPARED = 10
 """Batches that are trained on again and again."""
 
 
-def demo_anchor(config: Config, folder: Path) -> Anchor:
+def anchor_of(config: Config, folder: Path) -> Anchor:
     """Taken as `vla-tune anchor` does."""
     anchor.run(config, folder)
     return load_anchor(folder / "anchor")

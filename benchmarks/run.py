@@ -56,12 +56,12 @@ def measure(part: str, folder: Path, *, quick: bool) -> Iterator[Rounds]:
         yield from _loading(folder, quick=quick)
     elif part == "demo":
         config = sizes.demo(*(("anchor.samples=50", "anchor.gradients=10") if quick else ()))
-        anchor = anchors.demo_anchor(config, folder / "demo")
+        anchor = anchors.anchor_of(config, folder / "demo")
         yield anchors.measure(config, 1 if quick else 3)
         yield from steps.measure(steps.Size("demo", config, anchor, *((1, 1, 1, 1) if quick else (8, 5, 8, 10))))
     else:
         config = sizes.larger(folder / "larger")
-        anchor = sizes.made_up_anchor(folder / "larger")
+        anchor = anchors.anchor_of(config, folder / "larger-run")
         yield from steps.measure(steps.Size("576 x 30", config, anchor, *((1, 1, 1, 1) if quick else (6, 1, 3, 10))))
 
 
