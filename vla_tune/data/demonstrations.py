@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.store import made_once
 from vla_tune.console import warn
+from vla_tune.data.instructions import instructions
 from vla_tune.data.manifests import GENERATORS, DemonstrationsManifest, load_manifest, manifest_digest
 from vla_tune.errors import UserError, nearest, one_line
 from vla_tune.resources import cache_folder
@@ -116,11 +119,25 @@ def open_metadata(repo_id: str, root: Path | None) -> LeRobotDatasetMetadata:
     if root:
         _check_folder(repo_id, root)
     try:
-        return LeRobotDatasetMetadata(repo_id, root=root)
+        with _as_it_is(root):
+            return LeRobotDatasetMetadata(repo_id, root=root)
     except BackwardCompatibilityError:
         raise _old_format(repo_id, root) from None
     except Exception as error:  # the Hub, pyarrow and pandas raise many kinds
         raise _unreadable(repo_id, root, error) from None
+
+
+@contextmanager
+def _as_it_is(root: Path | None) -> Iterator[None]:
+    """A folder is read as it is: without this, lerobot fills its holes, and more, with what the Hub has under that name."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or root is not None
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _unreadable(repo_id: str, root: Path | None, error: Exception) -> UserError:
@@ -174,7 +191,8 @@ def open_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> LeRo
     windows = resolve_delta_timestamps(policy, meta)
     # pyav: looking for the default decoder prints tracebacks where FFmpeg is missing.
     try:
-        return LeRobotDataset(meta.repo_id, root=meta.root, delta_timestamps=windows, video_backend="pyav", return_uint8=True)
+        with _as_it_is(meta._requested_root):  # noqa: SLF001 - None for what is the Hub's
+            return LeRobotDataset(meta.repo_id, root=meta.root, delta_timestamps=windows, video_backend="pyav", return_uint8=True)
     except Exception as error:  # as above: missing or damaged files end at the Hub
         raise _unreadable(meta.repo_id, meta.root, error) from None
 
@@ -220,8 +238,8 @@ def check_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename
         UserError: no instructions, missing statistics, or pictures, states or actions that are not those of the policy.
 
     """
-    tasks = [] if meta.tasks is None else [str(task).strip() for task in meta.tasks.index]
-    if not tasks or not all(tasks):
+    tasks = instructions(meta)
+    if not tasks or not all(tasks.values()):
         raise _no_language(meta.repo_id, meta.root)
     rename = rename or {}
     _check_pictures(meta, policy, rename)
@@ -258,8 +276,13 @@ def _check_vector(meta: LeRobotDatasetMetadata, key: str, shape: tuple[int, ...]
     if missing:
         raise UserError(
             f"the dataset '{meta.repo_id}' has no {' and '.join(missing)} of '{key}' in meta/stats.json, which normalisation needs; "
-            f"compute them with: lerobot-edit-dataset --repo_id={meta.repo_id} --root={meta.root} --operation.type=recompute_stats"
+            + recompute_command(meta)
         )
+
+
+def recompute_command(meta: LeRobotDatasetMetadata) -> str:
+    """How to mend statistics."""
+    return f"compute them with: lerobot-edit-dataset --repo_id={meta.repo_id} --root={meta.root} --operation.type=recompute_stats"
 
 
 def _names(keys: list[str]) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vla_tune.console import progress, say
+from vla_tune.data.instructions import instructions
 from vla_tune.data.videos import Videos
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class PlainFrames:
         self._start, self._end = starts[episode], ends[episode]
         # Of a dataset with some of its episodes alone, the rows of the table are fewer than the frames.
         self._first_row = self._columns["index"] - torch.arange(len(episode)) if dataset.episodes is not None else None
-        self._tasks = [str(task) for task in dataset.meta.tasks.index]
+        self._tasks = instructions(dataset.meta)
         self.in_memory = in_memory
         self._decoded = {key: self._decode(key) for key in dataset.meta.image_keys} if in_memory else {}
 

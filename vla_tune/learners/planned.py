@@ -15,6 +15,7 @@ import torch
 
 from vla_tune.data.demonstrations import adopt_shapes, check_dataset, known_features, known_metadata, policy_features
 from vla_tune.data.frames import megabytes
+from vla_tune.data.instructions import instructions
 from vla_tune.errors import UserError, one_line
 from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.learners.policy import PolicyLearner
@@ -98,15 +99,20 @@ def configuration(name: str) -> str | None:
 def _tokens(policy: Any, base: str | None, meta: LeRobotDatasetMetadata | None) -> int:
     """Of the longest instruction where it is known and lerobot pads no further."""
     most = int(policy.tokenizer_max_length)
-    if getattr(policy, "pad_language_to", "max_length") != "longest" or meta is None or meta.tasks is None or base is None:
+    if getattr(policy, "pad_language_to", "max_length") != "longest" or meta is None:
         return most
+    return min(most, max(token_counts(base, meta).values(), default=most))
+
+
+def token_counts(base: str | None, meta: LeRobotDatasetMetadata) -> dict[str, int]:
+    """How many tokens each instruction has; nothing where the VLM's tokenizer is not here."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base) if base else None
     except (OSError, ValueError):
-        return most
-    return min(most, max(len(tokenizer(f"{task}\n")["input_ids"]) for task in meta.tasks.index))
+        tokenizer = None
+    return {text: len(tokenizer(f"{text}\n")["input_ids"]) for text in instructions(meta).values()} if tokenizer else {}
 
 
 def _held(config: Config, meta: LeRobotDatasetMetadata | None) -> int:

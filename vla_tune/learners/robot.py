@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_tune.data.batches import ordered_batches
+from vla_tune.data.instructions import instructions
 from vla_tune.errors import UserError
 from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import pooled, question_features, score_questions
@@ -66,7 +67,7 @@ class Robot(Demonstrations, StreamLearner):
         meta = self.start.dataset.meta
         own = [number for number in self.chosen if told & set(meta.episodes["tasks"][number])]
         if not own:
-            known = ", ".join(f"'{text}'" for text in list(meta.tasks.index)[:12])
+            known = ", ".join(f"'{text}'" for text in list(instructions(meta).values())[:12])
             raise UserError(
                 f"stream.tasks: '{settings.name}' has no demonstrations with the instruction {' or '.join(map(repr, sorted(told)))}; "
                 f"set its instructions to some of the dataset's: {known}"

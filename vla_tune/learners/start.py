@@ -9,6 +9,7 @@ import torch
 
 from vla_tune.console import say, warn
 from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_metadata, open_dataset, policy_features
+from vla_tune.data.statistics import scalable
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.loading import check_device, load_processors, new_policy
@@ -69,4 +70,4 @@ def make_processors(
     config: Config, policy: PreTrainedPolicy, stats: dict[str, dict[str, Any]]
 ) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
     """lerobot's processors of a policy that starts here, scaling by these statistics."""
-    return load_processors(policy, config.policy.path, stats=stats, rename=config.data.rename if config.policy.path else {})
+    return load_processors(policy, config.policy.path, stats=scalable(stats), rename=config.data.rename if config.policy.path else {})

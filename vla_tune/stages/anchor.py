@@ -18,6 +18,7 @@ from vla_tune.policies import adapt
 from vla_tune.policies.devices import on_device
 from vla_tune.policies.starting import starting_policy
 from vla_tune.policies.weights import weights_digest
+from vla_tune.preflight.look import preflight
 from vla_tune.vlm.loading import load_vlm
 from vla_tune.vlm.parts import linears, with_block_linears
 from vla_tune.vqa.dataset import vqa_questions
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     """Take the statistics of the starting policy's VLM over `anchor.samples` questions and write `RUN/anchor`."""
     config = on_device(config)
+    if config.anchor.frames:
+        preflight(config)
     with Draft(run / "anchor", "anchor", overwrite=overwrite) as draft, out_of_memory_told(config.device, "a smaller anchor.batch_size"):
         return _take(config, draft)
 

@@ -11,8 +11,10 @@ from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.console import table
 from vla_tune.data.batches import as_floats, chosen_episodes, episode_frames, heldout_episodes, opened, ordered_batches
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
+from vla_tune.data.instructions import instructions
 from vla_tune.errors import UserError
 from vla_tune.policies.loading import load_policy, load_processors, renamed
+from vla_tune.preflight.look import preflight
 from vla_tune.simulators.offline import offline_report, replay
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
     import pyarrow.parquet
 
     _check_left_out(config, artifact)
+    preflight(config)
     meta = dataset_metadata(config.data)
     left_out = heldout_episodes(config.data.heldout, chosen_episodes(config.data.episodes, meta.total_episodes))
     if not left_out:
@@ -46,7 +49,7 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
         processors,
         (as_floats(batch) for batch in ordered_batches(opened(dataset, cache_mb=0), frames, config.train.batch_size)),
         calls=len(frames),
-        other_instruction=swaps([str(task) for task in meta.tasks.index]),
+        other_instruction=swaps(list(instructions(meta).values())),
         mean_action=np.asarray(meta.stats["action"]["mean"], dtype=np.float64),
     )
     offline = offline_report(replayed, joints, seed=config.seed)

@@ -10,6 +10,8 @@ from vla_tune.data.demonstrations import known_metadata
 from vla_tune.engine import plan
 from vla_tune.learners.planned import blueprint
 from vla_tune.methods import method_class
+from vla_tune.preflight.findings import settle
+from vla_tune.preflight.look import look, reads_demonstrations
 from vla_tune.stages import stream
 from vla_tune.stages.downloads import fetches, show_fetches
 from vla_tune.stages.opening import open_anchor, open_method
@@ -30,6 +32,9 @@ def show_plan(config: Config, run: Path) -> None:
     if config.rollout.tasks:
         tasks_of(simulator_of(config.rollout.tasks), config.rollout.tasks)
     ready = show_fetches(fetches(config))
+    meta = known_metadata(config.data) if reads_demonstrations(config) else None
+    if meta is not None:
+        settle(look(config, meta))
     if config.stream.tasks:
         _show_stream(config, run, ready=ready)
         return

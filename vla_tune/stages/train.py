@@ -20,6 +20,7 @@ from vla_tune.learners.demonstrations import Demonstrations
 from vla_tune.methods import method_class
 from vla_tune.methods.wise_ft import finished_run
 from vla_tune.policies.devices import on_device
+from vla_tune.preflight.look import preflight
 from vla_tune.reports.runs import logged, mean, mean_energy_shed, median_step_s, read_metrics
 from vla_tune.stages import stream
 from vla_tune.stages.opening import open_anchor, open_method
@@ -55,6 +56,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     if config.stream.tasks:
         stream.warn_of_left_out(config, "train")
     extends = check_begun(config, run, overwrite=overwrite, resume=resume)
+    preflight(config)
     anchor = open_anchor(config, run)
     inputs = [anchor.artifact.as_input()] if anchor else []
     inputs += _tuned(config)
