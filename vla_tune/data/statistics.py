@@ -13,10 +13,10 @@ LEAST = 1e-6
 LOW, HIGH = ("min", "q01", "q10"), ("max", "q99", "q90")
 
 
-def constants(stats: dict[str, Any]) -> np.ndarray:
+def constants(stats: dict[str, Any]) -> np.ndarray[Any, Any]:
     """Which numbers of a vector never change, a mask `[d]`, by its `mean` and `std`."""
     mean, std = (np.asarray(stats[name], np.float64).reshape(-1) for name in ("mean", "std"))
-    resting: np.ndarray = std <= np.maximum(RESTING * np.abs(mean), LEAST)
+    resting: np.ndarray[Any, Any] = std <= np.maximum(RESTING * np.abs(mean), LEAST)
     return resting
 
 

@@ -17,6 +17,7 @@ from vla_tune.anchors.plan import QuestionSize, planned_bytes
 from vla_tune.anchors.stand_in import pairs_bytes, stand_in
 from vla_tune.anchors.taking import Layers
 from vla_tune.console import say, table
+from vla_tune.engine.state import copied
 from vla_tune.engine.step import Step
 from vla_tune.errors import UserError
 from vla_tune.learners.planned import Blueprint, Planned
@@ -37,11 +38,13 @@ MEASURED_PARTS = 2
 """Micro-batches that are looked at; the later ones hold what the second does."""
 LEAST = 50_000
 """Bytes; what is smaller is not shown."""
-ALLOCATOR = 0.2
+ALLOCATOR = 0.25
 """What the C library's allocator holds beside what lives, as a share of all that comes and goes: weights while they are made, gradients
-and activations. With glibc it was 0.13 to 0.3, in four measurements from the demo's size to 450 million parameters, once two steps
+and activations. With glibc it was 0.13 to 0.3, in nine measurements from the demo's size to 450 million parameters, once two steps
 were done. A GPU's allocator is not counted."""
-UNUSED = "held by the allocator"
+LIBRARIES = 70_000_000
+"""Bytes that libraries load or set aside with the first step on the CPU: code, threads, buffers."""
+UNUSED = "held by the allocator and libraries"
 Question = dict[str, "Tensor"]
 
 
@@ -191,18 +194,30 @@ def _steps(config: Config, learner: Planned, method: Method, weights: int, held:
     extras = steps.kept - state  # what a method keeps from one step to the next
     whole = sum(tensor.nbytes for tensor in learner.batch(1).values()) * (config.train.batch_size - size)
     always = {"parameters": weights + _bytes(method.extras), "optimizer state": state, _kept_by(method): held + max(extras, 0)}
+    with Footprint("cpu") as copying:
+        _copy = copied([method.state_dict(), optimizer.state_dict()])
     gradients = min(trained, passes)
     activations = f"activations, {config.train.batch_size // config.train.accumulate} samples at once"
     moving = {"gradients": gradients, activations: passes - gradients + whole}
     updating = {"gradients": trained, "temporary": max(steps.most - state - trained, 0) + whole}
+    meanwhile = moving if config.train.checkpoint_every < config.train.steps else {}
     return [
-        Phase(name, always | own | _unused(config, weights + sum(own.values())))
-        for name, own in (("forward and backward", moving), ("update", updating))
+        *(
+            Phase(name, always | own | _unused(config, weights + sum(own.values())))
+            for name, own in (("forward and backward", moving), ("update", updating))
+        ),
+        _checkpoint(config, {**always, **meanwhile}, copying.kept),
     ]
 
 
+def _checkpoint(config: Config, lasting: dict[str, int], copy: int) -> Phase:
+    """While the copy of a checkpoint is written: training goes on, or is over."""
+    beside = {**lasting, UNUSED: LIBRARIES} if config.device == "cpu" else {}
+    return Phase("checkpoint", {**beside, "copy that is written": copy}, host=True)
+
+
 def _unused(config: Config, moving: int) -> dict[str, int]:
-    return {UNUSED: round(ALLOCATOR * moving)} if config.device == "cpu" else {}
+    return {UNUSED: round(ALLOCATOR * moving) + LIBRARIES} if config.device == "cpu" else {}
 
 
 def _kept_by(method: Method) -> str:

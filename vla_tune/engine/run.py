@@ -14,6 +14,7 @@ from vla_tune.console import progress, say
 from vla_tune.engine import after, checkpoint
 from vla_tune.engine.checkpoint import Place
 from vla_tune.engine.log import Log, Pace, cut, open_log
+from vla_tune.engine.memory import release
 from vla_tune.engine.signals import Interrupted, stop_signals
 from vla_tune.engine.sizes import Sizes
 from vla_tune.engine.step import Step
@@ -83,6 +84,7 @@ class Run:
             self._lowest = best[1] if best else math.inf
             for task in range(place.task, len(self.method.learner.tasks)):
                 self._learn_task(task, place.step if task == place.task else 0)
+                release()
         if train.keep_best and (best := checkpoint.best(self.path)):
             say(f"the lowest held-out loss, {best[1]:.4f}, was that of step {best[0]}; its checkpoint is kept")
 

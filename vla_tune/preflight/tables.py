@@ -67,7 +67,7 @@ class Tables:
                 f"{self.meta.root / 'data'}: its files have columns of different types ({one_line(error)}); {REWRITE}"
             ) from None
 
-    def numbers(self, key: str) -> np.ndarray:
+    def numbers(self, key: str) -> np.ndarray[Any, Any]:
         """A column as `[frames, d]`; empty entries are NaN.
 
         Raises:
@@ -181,7 +181,7 @@ def not_numbers(tables: Tables, chosen: set[int] | None = None) -> Iterator[Find
         yield stop(f"{where}{rest}; mend it, or leave the episode out with data.episodes")
 
 
-def _lengths(column: Any) -> np.ndarray:
+def _lengths(column: Any) -> np.ndarray[Any, Any]:
     import pyarrow.compute
 
     return pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
