@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -183,4 +182,4 @@ class Run:
         }
         after.leave(self.path, task, method, record)
         self._writer.wait()
-        shutil.rmtree(self.path / checkpoint.FOLDER, ignore_errors=True)
+        checkpoint.drop(self.path)
