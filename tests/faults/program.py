@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,20 @@ def preload() -> None:
     import vla_tune.stages.train  # noqa: F401
 
     torch.set_num_threads(1)
+
+
+def apart(act: Callable[[], object]) -> None:
+    """Do something in a child, so that it leaves no thread in a process that forks."""
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        return
+    try:
+        act()
+        os._exit(0)
+    finally:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def run(arguments: list[str], watched: Path, moment: Moment | None = None, timeout: float = 300) -> Ended:

@@ -70,7 +70,7 @@ TARGETS = {
 
 def make_base(base: Path, wanted: set[str]) -> None:
     """What targets start from: data, and the stages that these need, made by the program itself."""
-    write_dataset(base / "dataset")
+    program.apart(lambda: write_dataset(base / "dataset"))
     write_manifests(base / "manifests", train=3)
     for name in sorted({need for one in wanted for need in TARGETS[one].needs}):
         made = program.run(TARGETS[name].arguments(base, base / name), base)
