@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # what tests share, and the project
 import program
 from moments import Moment
 from targets import TARGETS, Target, contents, make_base, prepare
