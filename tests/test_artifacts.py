@@ -264,6 +264,13 @@ def test_a_kill_between_the_two_renames_loses_nothing(folder):
     assert read_artifact(folder, "anchor", COMMAND) == old
 
 
+def test_what_was_replaced_goes_though_the_run_was_killed(folder):
+    shutil.copytree(folder, folder.with_name(".anchor.replaced"))
+    with pytest.raises(UserError, match="--overwrite"):
+        Draft(folder, "anchor")
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_a_folder_that_somebody_calls_old_is_theirs(folder):
     for name in ("anchor.old", "anchor.bak"):
         (folder.with_name(name)).mkdir()

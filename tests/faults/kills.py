@@ -14,7 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # what tests share, and the project
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what tests share
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this project, whichever is installed
 import program
 from moments import Moment
 from targets import TARGETS, Target, contents, make_base, prepare
@@ -47,7 +48,7 @@ class Kills:
     def play(self, kills: int) -> None:
         """So many kills, over as many runs as it takes."""
         whole = prepare(self.target, self.base, self.folder / "undisturbed")
-        ended = program.run(self.target.arguments(self.base, whole), whole)
+        ended = self._go_on(whole, None)
         assert ended.code == 0, f"the undisturbed run of {self.name} failed: {ended.err}"
         wanted, number = contents(whole / self.target.stage), 0
         while self.outcomes.total() < kills:
@@ -69,6 +70,8 @@ class Kills:
 
     def _ends(self, moments: list[Moment], run: Path) -> bool:
         """Go on after every kill until the stage is done; whether it gets there."""
+        artifact = run / self.target.stage / "artifact.json"
+        before = artifact.read_bytes() if artifact.exists() else b""
         for moment in [*moments, None]:
             ended = self._go_on(run, moment)
             if moment and ended.code not in (0, 2):
@@ -76,15 +79,15 @@ class Kills:
             elif ended.code:
                 self.faults.append(f"{run.name} does not go on: {ended.outcome}: {ended.told}")
                 return False
-            if (run / self.target.stage / "artifact.json").exists():
+            if artifact.exists() and artifact.read_bytes() != before:
                 return True
         return False
 
     def _go_on(self, run: Path, moment: Moment | None) -> program.Ended:
-        """The command, with `--resume` where it asks for that."""
+        """The command, with `--resume` where it says so."""
         arguments = self.target.arguments(self.base, run)
         ended = program.run(arguments, run, moment)
-        return program.run([*arguments, "--resume"], run, moment) if ended.code == 2 and "give --resume" in ended.err else ended
+        return program.run([*arguments, "--resume"], run, moment) if ended.code == 2 and "--resume" in ended.err else ended
 
     def _judge(self, moment: Moment, ended: program.Ended) -> None:
         name = signal.Signals(moment.number).name
@@ -94,6 +97,8 @@ class Kills:
             self.faults.append(f"{name} {moment}: {ended.outcome}, not {wanted}: {ended.err[-600:]}")
 
     def _compare(self, run: Path, wanted: dict[str, str]) -> None:
+        if (run / f".{self.target.stage}.replaced").exists():
+            self._go_on(run, None)  # killed once all was done but this; the next command that meets it sees to it
         found = contents(run / self.target.stage)
         other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         stages = {self.target.stage, *(TARGETS[name].stage for name in self.target.needs)}

@@ -35,7 +35,7 @@ class Target:
         """Its command line on a run that has what it needs."""
         if self.stage == "report":
             return ["report", str(run), "--out", str(run / "report")]
-        common = demo_overrides(base / "dataset") if self.pipeline == "demo" else [f"stream.folder={base / 'manifests'}"]
+        common = demo_overrides(base / "dataset") if self.pipeline == "demo" else []
         return [self.stage, self.pipeline, *common, *(one.replace("BASE", str(base)) for one in self.overrides), "--out", str(run)]
 
 
@@ -45,8 +45,17 @@ ASKED = ("vqa.questions=40", "vqa.ranked=4", "vqa.bootstrap=50")
 DRAWN = (
     *(f"train.steps={STREAM_STEPS}", "train.checkpoint_every=1", "train.batch_size=8", "train.log_every=1", "train.warmup_steps=1"),
     *("method.igsp.check_every=2", "method.igsp.least=2", "vqa.questions=16", "vqa.bootstrap=50"),
-    *("stream.router_width=64", "stream.router_samples=48", "stream.reference=drawn-signs"),
+    *("stream.router_width=64", "stream.router_samples=48", "stream.reference=drawn-signs", "stream.folder=BASE/manifests"),
     "stream.tasks=[{name: shapes, manifest: invented-shapes}, {name: again, manifest: invented-shapes-again}]",
+)
+ONE = "{name: drawer, tasks: [drawer-open-v3], instructions: [Open a drawer]}"
+OTHER = "{name: button, tasks: [button-press-v3], instructions: [Press a button]}"
+ROBOTS = (
+    *("data.manifest=null", "data.repo_id=local/small", "data.cache_mb=0", "data.workers=2", "method.name=igsp"),
+    *("policy.settings.chunk_size=4", "policy.settings.n_action_steps=2", "rollout.n_action_steps=2", "vqa.questions=8"),
+    *(f"train.steps={STREAM_STEPS}", "train.checkpoint_every=2", "train.batch_size=8", "train.log_every=1", "train.warmup_steps=1"),
+    *("method.igsp.check_every=2", "method.igsp.least=2", "stream.router_width=32", "stream.router_samples=24"),
+    f"stream.tasks=[{ONE}, {OTHER}]",
 )
 CLOSED_LOOP = (
     *("rollout.tasks=[touch-red,touch-green]", "rollout.episodes=6", "rollout.probe=2", "rollout.videos=3", "rollout.step_limit=6"),
@@ -55,6 +64,8 @@ CLOSED_LOOP = (
 TARGETS = {
     "train": Target("train", LONG, ugly=SAVED),
     "workers": Target("train", (*LONG, "data.cache_mb=0", "data.workers=2"), ugly=SAVED),
+    "extend": Target("train", (*LONG, f"train.steps={STEPS + EVERY}"), needs=("train",), ugly=(*SAVED, "partial.new", "replaced")),
+    "robot": Target("train", (*ROBOTS, "data.root=BASE/dataset"), "stream-metaworld", ugly=("after", "checkpoints.old", "vlm/", "policy/")),
     "stream": Target(
         "train", DRAWN, "stream-drawn", ugly=("checkpoints.old", "rename train.partial/checkpoints ", "after", "clip/", "artifact.json")
     ),

@@ -58,8 +58,8 @@ class Draft:
     ) -> None:
         target = target if target.name not in ("", "..") else target.resolve()
         self._old = target.with_name(f".{target.name}.replaced")
-        if self._old.exists() and not target.exists():
-            self._old.rename(target)  # an earlier run was killed between the two renames of `publish`
+        if self._old.exists():  # an earlier run was killed between the two renames of `publish`, or after them
+            shutil.rmtree(self._old, ignore_errors=True) if target.exists() else self._old.rename(target)
         if target.exists() and not overwrite:
             raise UserError(f"{target} exists already; give --overwrite to replace it, or another --out")
         if target.exists() and not _is_stage(target, stage):
