@@ -59,7 +59,7 @@ ROBOTS = (
 )
 CLOSED_LOOP = (
     *("rollout.tasks=[touch-red,touch-green]", "rollout.episodes=6", "rollout.probe=2", "rollout.videos=3", "rollout.step_limit=6"),
-    *("rollout.parallel=2", "rollout.n_action_steps=2"),
+    *("rollout.parallel=1", "rollout.n_action_steps=2"),  # in other batches than before, returns have other last digits
 )
 TARGETS = {
     "train": Target("train", LONG, ugly=SAVED),

@@ -57,9 +57,7 @@ class Draft:
         self, target: Path, stage: str, *, overwrite: bool = False, keep: Collection[str] = (), drop: Collection[str] = ()
     ) -> None:
         target = target if target.name not in ("", "..") else target.resolve()
-        self._old = target.with_name(f".{target.name}.replaced")
-        if self._old.exists():  # an earlier run was killed between the two renames of `publish`, or after them
-            shutil.rmtree(self._old, ignore_errors=True) if target.exists() else self._old.rename(target)
+        self._old = settle(target)
         if target.exists() and not overwrite:
             raise UserError(f"{target} exists already; give --overwrite to replace it, or another --out")
         if target.exists() and not _is_stage(target, stage):
@@ -149,6 +147,14 @@ class Draft:
     def _clear(self) -> None:
         if not self._is_written():
             empty(self.path, self._keep)
+
+
+def settle(target: Path) -> Path:
+    """Put right what a kill between the two renames of `publish`, or after them, has left; where the replaced folder lies meanwhile."""
+    old = target.with_name(f".{target.name}.replaced")
+    if old.exists():
+        shutil.rmtree(old, ignore_errors=True) if target.exists() else old.rename(target)
+    return old
 
 
 def empty(folder: Path, keep: Collection[str] = ()) -> None:
