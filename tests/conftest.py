@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import settings
+from small import demo_overrides, write_dataset
 
 from vla_tune.config import load_config
 
@@ -70,49 +70,13 @@ def libero_assets(third_party_data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory):
     """Two tasks, three episodes of 9 to 11 frames of noise, written by lerobot's own writer."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    root = tmp_path_factory.mktemp("data") / "small"
-    features = {
-        "observation.image": {"dtype": "image", "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
-        "observation.state": {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]},
-        "action": {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]},
-    }
-    dataset = LeRobotDataset.create("local/small", fps=10, features=features, root=root, use_videos=False)
-    rng = np.random.default_rng(0)
-    for episode in range(3):
-        for _ in range(9 + episode):
-            frame = {
-                "observation.image": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8),
-                "observation.state": rng.normal(size=4).astype(np.float32),
-                "action": rng.uniform(-1, 1, 4).astype(np.float32),
-                "task": ("Open a drawer", "Press a button")[episode % 2],
-            }
-            dataset.add_frame(frame)
-        dataset.save_episode()
-    dataset.finalize()
-    return root
+    return write_dataset(tmp_path_factory.mktemp("data") / "small")
 
 
 @pytest.fixture
 def overrides(small_dataset):
     """The demo pipeline cut down: small data, few steps, little evaluation."""
-    return [
-        "method.name=full",
-        "data.manifest=null",
-        "data.repo_id=local/small",
-        f"data.root={small_dataset}",
-        "policy.settings.chunk_size=4",
-        "policy.settings.n_action_steps=2",
-        "train.steps=4",
-        "train.lr=1e-3",
-        "train.batch_size=4",
-        "train.log_every=1",
-        "train.checkpoint_every=2",
-        "train.warmup_steps=1",
-        "anchor.samples=8",
-        "anchor.batch_size=4",
-    ]
+    return demo_overrides(small_dataset)
 
 
 @pytest.fixture

@@ -174,10 +174,52 @@ def test_what_an_interrupted_run_left_is_dropped_or_kept(tmp_path):
     target = tmp_path / "train"
     left = Draft(target, "train").path / "left.bin"
     left.write_bytes(b"left")
-    assert Draft(target, "train", keep=True).path == left.parent
-    assert left.exists()
+    (left.parent / "vlm").mkdir()
+    (left.parent / "vlm" / ".tmp1234").touch()
+    assert Draft(target, "train", keep=["left.bin"]).path == left.parent
+    assert list(left.parent.iterdir()) == [left]
     Draft(target, "train")
-    assert not left.exists()
+    assert not list(left.parent.iterdir())
+
+
+def finish(target, config, content="{}"):
+    """Go on with a draft that keeps rows, as an evaluation does."""
+    with Draft(target, "eval-rollout", keep=["rows.jsonl"], drop=["rows.jsonl"]) as draft:
+        if (done := draft.finished(config, [])) is not None:
+            return done
+        (draft.path / "rows.jsonl").touch()
+        (draft.path / "report.json").write_text(content)
+        return draft.publish(config=config, inputs=[], metrics={"made": config["seed"]})
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("killed_at", ["rows.jsonl", "eval-rollout.partial"])
+def test_what_was_killed_while_it_was_published_is_only_published(tmp_path, monkeypatch, seed, killed_at):
+    def killed(self, *_, **__):
+        if self.name == killed_at:
+            raise SystemExit
+        return original(self, *_, **__)
+
+    name = "rename" if killed_at.endswith("partial") else "unlink"
+    original = getattr(Path, name)
+    target = tmp_path / "eval-rollout"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, name, killed)
+        with pytest.raises(SystemExit):
+            finish(target, {"seed": 1})
+    assert (tmp_path / "eval-rollout.partial" / "artifact.json").is_file()
+    assert finish(target, {"seed": seed}, "[]").metrics == {"made": seed}
+    assert sorted(file.name for file in target.iterdir()) == ["artifact.json", "report.json"]
+    assert (target / "report.json").read_text() == ("{}" if seed == 1 else "[]")
+    assert [path.name for path in tmp_path.iterdir()] == ["eval-rollout"]
+
+
+def test_a_draft_that_is_published_leaves_the_next_one_alone(tmp_path):
+    with Draft(tmp_path / "anchor", "anchor") as draft:
+        draft.publish(config={}, inputs=[], metrics={})
+        other = tmp_path / "anchor.partial"
+        other.mkdir()
+    assert other.is_dir()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -220,6 +262,13 @@ def test_a_kill_between_the_two_renames_loses_nothing(folder):
     with pytest.raises(UserError, match="--overwrite"):
         Draft(folder, "anchor")
     assert read_artifact(folder, "anchor", COMMAND) == old
+
+
+def test_what_was_replaced_goes_though_the_run_was_killed(folder):
+    shutil.copytree(folder, folder.with_name(".anchor.replaced"))
+    with pytest.raises(UserError, match="--overwrite"):
+        Draft(folder, "anchor")
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_folder_that_somebody_calls_old_is_theirs(folder):

@@ -37,7 +37,7 @@ def made(monkeypatch) -> list[str]:
     def stage(name):
         def run(config, folder, *, overwrite=False, resume=False):
             calls.append(f"{folder.parent.name}/{config.seed}/{name}{' resumed' if resume else ''}")
-            with Draft(folder / name, name, overwrite=overwrite or resume, keep=resume) as draft:
+            with Draft(folder / name, name, overwrite=overwrite or resume, keep=("checkpoints",) if resume else ()) as draft:
                 for file, content in FILES[name].items():
                     if file.endswith("jsonl"):
                         (draft.path / file).write_text(json.dumps({**content, "call": next(number)}) + "\n")

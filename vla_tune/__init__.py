@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers know it; `typing` would be imported before Ctrl-C is seen to
 if TYPE_CHECKING:
+    from typing import Any
+
     from vla_tune.library import load_anchor, make_method
 
 __all__ = ["load_anchor", "make_method"]

@@ -1,6 +1,15 @@
-"""`python -m vla_tune`: the same program as `vla-tune`, for launchers that start modules."""
+"""`vla-tune`, also as `python -m vla_tune` for launchers that start modules."""
 
-from vla_tune.cli import main
+from vla_tune.interrupts import at_once
+
+
+def main() -> None:
+    """The console script; Ctrl-C and SIGTERM are seen to before anything else is imported."""
+    at_once()
+    from vla_tune.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vla_tune.errors import UserError
+from vla_tune.interrupts import at_once
 from vla_tune.programs import reported
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def report(
 
 
 def main() -> None:
-    """The console script."""
+    """The program, from its arguments to its exit code."""
+    at_once()
     app()
 
 

@@ -7,19 +7,21 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from vla_tune.errors import RunError, UserError, is_denied, is_full_disk
+from vla_tune.interrupts import leave
 
 
 @contextmanager
 def reported(resume: str = "") -> Iterator[None]:
     """Turn what ends a command into one message on stderr and the exit code of the contract."""
     hush()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        yield
+        with _unwinding():
+            yield
     except (UserError, RunError) as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt as error:
@@ -40,8 +42,33 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which unwinds like Ctrl-C so that nothing half-written stays."""
 
 
-def _terminate(_number: int, _frame: object) -> None:
-    raise Terminated
+TIDY: list[Callable[[], None]] = []
+"""What is called where the program ends without unwinding."""
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise an exception in here."""
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    if _is_importing(frame):  # of an exception in there a library makes another one, or Python prints it and goes on
+        for tidy in TIDY:
+            tidy()
+        leave(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _hint(resume: str) -> str:

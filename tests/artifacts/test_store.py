@@ -163,17 +163,6 @@ def test_a_file_that_is_half_written_does_not_count(tmp_path):
     assert not (kept.folder / "0.bin").exists()
     kept.put("0.bin", write_file)
     assert len(KeptFiles(tmp_path / "scored", BASIS, "scores")) == 1
-    kept.close()
-    assert not list(tmp_path.iterdir())
-
-
-def test_rows_leave_the_other_files_when_they_are_closed(tmp_path):
-    kept = KeptRows(tmp_path, BASIS, "episodes")
-    kept.close()  # nothing was kept
-    kept.add(ROWS[0])
-    (tmp_path / "video.mp4").touch()
-    kept.close()
-    assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
 
 
 @given(cut=st.integers(0, 10_000))

@@ -19,10 +19,6 @@ STEPS = 20
 """Of four samples each; an epoch has 30."""
 
 
-OTHER_GENERATORS = ("py_rng", "np_rng")
-"""Python's and numpy's, which nothing of a training draws from, and which this process has drawn from before."""
-
-
 def rows(run):
     lines = (run / "train" / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if not key.endswith("_s")} for line in lines]
@@ -32,9 +28,7 @@ def tensors(run):
     """Everything that a later step depends on, and what is exported."""
     files = sorted((run / "train" / "checkpoints" / str(STEPS)).rglob("*.safetensors"))
     files += [run / "train" / "policy" / "model.safetensors"]
-    return {
-        f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items() if not name.startswith(OTHER_GENERATORS)
-    }
+    return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def assert_same(one, other):

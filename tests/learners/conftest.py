@@ -8,11 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-import yaml
+from small import write_manifests
 
 from vla_tune.config import load_config
 from vla_tune.engine.signals import Interrupted
-from vla_tune.resources import resource
 
 QUICK = [
     "train.steps=6",
@@ -43,11 +42,7 @@ def tasks(*names):
 @pytest.fixture(scope="session")
 def few_pictures(tmp_path_factory):
     """A folder with the shipped manifests of drawn pictures under their names, each with fewer pictures of a class."""
-    folder = tmp_path_factory.mktemp("manifests")
-    for name in ("invented-shapes", "invented-shapes-again", "invented-shapes-mirrored", "invented-textures", "drawn-signs"):
-        manifest = yaml.safe_load(resource("data_manifests", f"{name}.yaml").read_text())
-        (folder / name).write_text(yaml.safe_dump({**manifest, "per_class": {"train": 12, "test": 4}}))
-    return folder
+    return write_manifests(tmp_path_factory.mktemp("manifests"))
 
 
 @pytest.fixture

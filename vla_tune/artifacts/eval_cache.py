@@ -11,6 +11,9 @@ from torch import Tensor
 from vla_tune.artifacts.store import KeptFiles
 from vla_tune.console import say
 
+KEPT = "scored"
+"""What an interrupted evaluation leaves in its working folder."""
+
 type Scores = tuple[Tensor, Tensor | None]
 """The scores of a task's test samples `[n]`, and the task that each was taken to be of."""
 
@@ -25,7 +28,7 @@ class ScoreStore:
     """
 
     def __init__(self, folder: Path, basis: dict[str, Any]) -> None:
-        self._kept = KeptFiles(folder / "scored", basis, "scores")
+        self._kept = KeptFiles(folder / KEPT, basis, "scores")
         if len(self._kept):
             say(f"going on after {len(self._kept)} cells that an interrupted run scored")
 
@@ -41,10 +44,6 @@ class ScoreStore:
             scores, tasks = found
             self._kept.put(file, lambda path: save_file({"scores": scores, **({} if tasks is None else {"tasks": tasks})}, path))
         return found
-
-    def close(self) -> None:
-        """Everything is scored, and stands elsewhere."""
-        self._kept.close()
 
 
 def _read(file: Path) -> Scores | None:

@@ -6,17 +6,20 @@ a digest of every file and renames the folder, so an artifact is either whole or
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
 import os
 import shutil
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts.record import SCHEMA, Artifact, Record, environment, file_digest, files_table, parse_record, table_digest
 from vla_tune.errors import UserError
+from vla_tune.programs import TIDY
 
 __all__ = [
     "SCHEMA",
@@ -42,33 +45,47 @@ class Draft:
         target: the final folder, `RUN/<stage>`.
         stage: the stage's name.
         overwrite: whether a finished folder may be replaced (only when the new one is whole).
-        keep: whether what an earlier, interrupted run left in the working folder stays, and what this one leaves.
+        keep: names in the working folder that an interrupted run leaves to the next one; everything else goes.
+        drop: those of them that are no part of the artifact, and go when it is whole.
 
     Raises:
         UserError: the target exists and `overwrite` is false.
 
     """
 
-    def __init__(self, target: Path, stage: str, *, overwrite: bool = False, keep: bool = False) -> None:
+    def __init__(
+        self, target: Path, stage: str, *, overwrite: bool = False, keep: Collection[str] = (), drop: Collection[str] = ()
+    ) -> None:
         target = target if target.name not in ("", "..") else target.resolve()
-        self._old = target.with_name(f".{target.name}.replaced")
-        if self._old.exists() and not target.exists():
-            self._old.rename(target)  # an earlier run was killed between the two renames of `publish`
+        self._old = settle(target)
         if target.exists() and not overwrite:
             raise UserError(f"{target} exists already; give --overwrite to replace it, or another --out")
         if target.exists() and not _is_stage(target, stage):
             raise UserError(f"{target} is not a '{stage}' artifact, so --overwrite does not replace it; give another --out")
-        self.target, self.stage, self._keep = target, stage, keep
+        self.target, self.stage, self._keep, self._drop = target, stage, keep, drop
         self.path = target.with_name(f"{target.name}.partial")
         if self.path.is_symlink():
             raise UserError(f"--out: {self.path} is a link, and what it leads to would be emptied; remove it")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _hold(self.path)
-            if not keep:
-                empty(self.path)
+            self._clear()
         except OSError as error:
             raise UserError(f"--out: {self.path} cannot be made ({error.strerror})") from None
+
+    def finished(self, config: dict[str, Any], inputs: list[dict[str, str]]) -> Artifact | None:
+        """Publish what an earlier run of the same configuration was killed over, with all of it written; None where there is no such."""
+        if not self._is_written():
+            return None
+        try:
+            found = read_artifact(self.path, self.stage, "")
+        except UserError:
+            found = None
+        if found and table_digest([found.config, found.manifest["inputs"]]) == table_digest([config, inputs]):
+            return self._rename(found.manifest)
+        (self.path / "artifact.json").unlink()
+        self._clear()
+        return None
 
     def publish(self, *, config: dict[str, Any], inputs: list[dict[str, str]], metrics: dict[str, Any], device: str = "cpu") -> Artifact:
         """Write `artifact.json`, sync, and rename the working folder to the target."""
@@ -79,12 +96,18 @@ class Draft:
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": config,
             "inputs": inputs,
-            "files": files_table(self.path),
+            "files": {name: entry for name, entry in files_table(self.path).items() if Path(name).parts[0] not in self._drop},
             "environment": environment(device),
             "metrics": metrics,
         }
         sync_tree(self.path)
         write_json(self.path / "artifact.json", manifest)
+        return self._rename(manifest)
+
+    def _rename(self, manifest: Record) -> Artifact:
+        """The working folder becomes the target; from here on `finished` goes on where this is killed."""
+        for name in self._drop:
+            _remove(self.path / name)
         shutil.rmtree(self._old, ignore_errors=True)
         if self.target.exists():
             self.target.rename(self._old)
@@ -100,19 +123,53 @@ class Draft:
         return Artifact(self.target, manifest)
 
     def __enter__(self) -> Draft:
+        TIDY.append(self.close)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Nothing half-written is left behind: without a `publish`, the working folder goes, unless there is something to keep."""
-        if not (self._keep and self.path.is_dir() and any(self.path.iterdir())):
-            shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
+        TIDY.remove(self.close)
+
+    def close(self) -> None:
+        """Nothing half-written is left behind: without a `publish`, the working folder goes, but for what is kept."""
+        if self.path.absolute() not in _HELD:
+            return  # published; what is there now is another's
+        with contextlib.suppress(OSError):
+            self._clear()
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
         _let_go(self.path)
 
+    def _is_written(self) -> bool:
+        """Whether a run that went on from what it kept has written everything; what was kept may be gone then."""
+        return bool(self._keep) and (self.path / "artifact.json").is_file()
 
-def empty(folder: Path) -> None:
-    """Remove everything in a folder."""
+    def _clear(self) -> None:
+        if not self._is_written():
+            empty(self.path, self._keep)
+
+
+def settle(target: Path) -> Path:
+    """Put right what a kill between the two renames of `publish`, or after them, has left; where the replaced folder lies meanwhile."""
+    old = target.with_name(f".{target.name}.replaced")
+    if old.exists():
+        shutil.rmtree(old, ignore_errors=True) if target.exists() else old.rename(target)
+    return old
+
+
+def empty(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove everything in a folder but what is called by one of these names."""
     for left in folder.iterdir():
-        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        if left.name not in keep:
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 _HELD: dict[Path, int] = {}

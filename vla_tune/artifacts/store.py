@@ -5,8 +5,8 @@ Whatever is kept depends on a *basis*. There are two kinds.
 - `made_once`: files that take long to make (demonstrations, questions, answers). The folder's name holds the basis, so that
   other settings have another folder, and the files have digests, for they stay for months.
 - `KeptFiles` and `KeptRows`: the results of an evaluation that was interrupted, in its working folder. The basis lies beside
-  them; what was left from another one is dropped. They go when the evaluation is whole. A result that is a tensor is a file of its
-  own, renamed into place. One that is a few numbers is a line appended to one file: an evaluation has thousands of these.
+  them; what was left from another one is dropped. `Draft.publish` removes them when the evaluation is whole. A result that is a tensor
+  is a file of its own, renamed into place. One that is a few numbers is a line appended to one file: an evaluation has thousands of these.
 """
 
 from __future__ import annotations
@@ -121,10 +121,6 @@ class KeptFiles(_Kept):
         write(fresh)
         fresh.replace(self.folder / name)
 
-    def close(self) -> None:
-        """Forget them: everything is done, and stands elsewhere."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 class KeptRows(_Kept):
     """A line of JSON a result, in `<results>.jsonl`; the folder may hold other files that come with them (videos)."""
@@ -150,11 +146,6 @@ class KeptRows(_Kept):
         self.begin()
         with self._file.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
-
-    def close(self) -> None:
-        """Forget the rows, and leave the other files: everything is done, and the rows stand elsewhere."""
-        self._head.unlink(missing_ok=True)
-        self._file.unlink(missing_ok=True)
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -128,6 +128,15 @@ def clear(run: Path) -> None:
         shutil.rmtree(left)
 
 
+def drop(run: Path) -> None:
+    """Remove all checkpoints: there are all or none, also where the run dies in here."""
+    folder, gone = run / FOLDER, run / f"{FOLDER}.old"
+    if folder.is_dir():
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+
 def finished(run: Path) -> list[int]:
     """The steps, over all tasks, of the complete checkpoints, oldest first."""
     return sorted(int(entry.name) for entry in (run / FOLDER).glob("*") if entry.name.isdigit())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import shutil
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import torch
 
 from vla_tune.console import progress, say
@@ -92,7 +93,7 @@ class Run:
         """One task: its own seed, its own optimizer and schedule, so that every task can be gone on from."""
         method, train, learner = self.method, self.config.train, self.method.learner
         if not first:
-            torch.manual_seed(self.config.seed * 1000 + task if self.of_stream else self.config.seed)
+            _seed(self.config.seed * 1000 + task if self.of_stream else self.config.seed)
             method.task, method.steps = task, 0
             method.look(task)
             method.begin(task)
@@ -185,4 +186,11 @@ class Run:
         }
         after.leave(self.path, task, method, record)
         self._writer.wait()
-        shutil.rmtree(self.path / checkpoint.FOLDER, ignore_errors=True)
+        checkpoint.drop(self.path)
+
+
+def _seed(seed: int) -> None:
+    """Seed every generator that a checkpoint holds: what a library draws is the same in each run, too."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -20,6 +20,7 @@ from vla_tune.experts.tasks import NONE, side_by_side
 from vla_tune.learners.base import StreamLearner, draws, redraws
 from vla_tune.learners.once import once
 from vla_tune.learners.patches import patch_responses
+from vla_tune.vlm.loading import load_processor
 from vla_tune.vlm.parts import part_blocks
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Pictures(StreamLearner):
 
     def save(self, folder: Path, final: Path) -> None:
         self.model.save_pretrained(folder / "clip")
-        self.processor.save_pretrained(folder / "clip")
+        load_processor(self.base).save_pretrained(folder / "clip")  # opened anew: one that was used would write how it padded last
 
 
 def load_clip(source: str, device: str) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from vla_tune.learners.answers import question_features, score_questions
 from vla_tune.learners.base import StreamLearner, draws, redraws
 from vla_tune.learners.once import once
 from vla_tune.vlm.batches import answer_loss, answer_tokens, answered_inputs
-from vla_tune.vlm.loading import load_vlm, save_vlm
+from vla_tune.vlm.loading import load_processor, load_vlm, save_vlm
 from vla_tune.vlm.parts import TEXT, VISION, part_blocks
 from vla_tune.vqa.dataset import vqa_questions
 
@@ -99,7 +99,8 @@ class Questions(StreamLearner):
         return vqa_questions(self._manifests[task], "anchor")
 
     def save(self, folder: Path, final: Path) -> None:
-        save_vlm(self.model, self.processor, folder / "vlm")  # type: ignore[arg-type]
+        # Opened anew: one that was used would write how it padded last.
+        save_vlm(self.model, load_processor(self.base), folder / "vlm")  # type: ignore[arg-type]
 
 
 def _tested(manifest: str, most: int) -> Dataset:

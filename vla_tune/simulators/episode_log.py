@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vla_tune.artifacts.store import KeptRows
+from vla_tune.artifacts.store import BASIS, KeptRows
 from vla_tune.console import say
 from vla_tune.simulators.episodes import Episode
 from vla_tune.simulators.videos import write_video
 
 KEPT = ("success", "touched", "steps", "total_reward")
+FILES = (BASIS, "episodes.jsonl")
+"""Where the rows are in the working folder."""
+VIDEOS = "videos"
 
 
 class EpisodeLog:
@@ -38,12 +41,8 @@ class EpisodeLog:
         """Keep one that has ended; its pictures go into a video and are forgotten."""
         self._kept.begin()  # before a video lies there that belongs to nothing
         if episode.recorded:
-            (self._folder / "videos").mkdir(exist_ok=True)
-            write_video(self._folder / "videos" / episode.video, episode.frames)
+            (self._folder / VIDEOS).mkdir(exist_ok=True)
+            write_video(self._folder / VIDEOS / episode.video, episode.frames)
             episode.frames = []
         task, seed, given = episode.name
         self._kept.add({"task": task, "seed": seed, "given": given, **{key: getattr(episode, key) for key in KEPT}})
-
-    def close(self) -> None:
-        """Everything is done, and stands elsewhere."""
-        self._kept.close()

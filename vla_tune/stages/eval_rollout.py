@@ -13,6 +13,7 @@ from vla_tune.artifacts.folder import Artifact, Draft, files_table, table_digest
 from vla_tune.console import progress, table, warn
 from vla_tune.errors import UserError
 from vla_tune.policies.devices import on_device
+from vla_tune.simulators import episode_log
 from vla_tune.simulators.episode_log import EpisodeLog
 from vla_tune.stages import eval_offline, stream
 from vla_tune.stages.subject import subject
@@ -45,12 +46,15 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
     if config.stream.tasks:
         return stream.evaluate_rollouts(config, run, overwrite=overwrite)
     resumable = bool(config.rollout.tasks) and not config.rollout.compat
-    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=resumable) as draft:
+    keep = (*episode_log.FILES, episode_log.VIDEOS) if resumable else ()
+    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=keep, drop=episode_log.FILES) as draft:
         policy, artifact = subject(config, run)
         if not config.rollout.tasks:
             return eval_offline.evaluate(config, policy, artifact, draft)
-        evaluation = Evaluation(config, policy)
         inputs = [artifact.as_input()] if artifact else _as_inputs(policy)
+        if done := draft.finished(config.to_dict(), inputs):
+            return done
+        evaluation = Evaluation(config, policy)
         log = EpisodeLog(draft.path, evaluation.basis(inputs))
         pace = evaluation.run(log)
         report = evaluation.report()
@@ -65,7 +69,6 @@ def run(config: Config, run: Path, *, overwrite: bool = False) -> Artifact:
             "mean_steps": report["mean_steps"],
             "episodes_per_minute": pace,
         }
-        log.close()
         return draft.publish(config=config.to_dict(), inputs=inputs, metrics=metrics, device=config.device)
 
 
@@ -260,7 +263,7 @@ def _write(folder: Path, evaluation: Evaluation, report: dict[str, Any]) -> None
         rows = [episode.probe_row() for episode in evaluation.probed]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "probe.parquet")
     write_json(folder / "report.json", report)
-    (folder / "videos").mkdir(exist_ok=True)
+    (folder / episode_log.VIDEOS).mkdir(exist_ok=True)
 
 
 def show(report: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts.folder import read_artifact
+from vla_tune.artifacts.folder import read_artifact, settle
 from vla_tune.config import departures
-from vla_tune.engine import after, checkpoint
+from vla_tune.engine import after, checkpoint, log, trackers
 from vla_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ FREE = (
     *("data.cache_mb", "data.workers", "stream.folder", "stream.merged"),
 )
 """Keys that may change between a run and its resumption; `train.steps` may grow, or tasks be added to a stream's end."""
-KEPT = {"metrics.jsonl", "run.json"}
+BEGUN = "run.json"
+KEPT = (BEGUN, log.FILE, after.FOLDER, checkpoint.FOLDER, trackers.FOLDER)
+"""What a run that goes on needs of its working folder; what an export that was killed has left there goes."""
 AGAIN = "give --overwrite to train again"
 
 
@@ -35,6 +37,7 @@ def check_begun(config: Config, run: Path, *, overwrite: bool, resume: bool) -> 
 
     """
     target, partial = run / "train", run / "train.partial"
+    settle(target)
     unfinished = is_begun(partial)
     if resume and unfinished:
         _check_same(config, begun_with(partial))
@@ -62,9 +65,9 @@ def is_begun(partial: Path) -> bool:
 def begun_with(partial: Path) -> dict[str, Any]:
     """The configuration that an unfinished run began with, as the working folder has it."""
     try:
-        config: dict[str, Any] = json.loads((partial / "run.json").read_text())
+        config: dict[str, Any] = json.loads((partial / BEGUN).read_text())
     except (OSError, ValueError):
-        raise UserError(f"--resume: {partial / 'run.json'} is missing or damaged; {AGAIN}") from None
+        raise UserError(f"--resume: {partial / BEGUN} is missing or damaged; {AGAIN}") from None
     return config
 
 
@@ -78,7 +81,7 @@ def reopen(run: Path) -> None:
     for states in (after.FOLDER, checkpoint.FOLDER):
         if (target / states).is_dir():
             shutil.copytree(target / states, fresh / states)
-    for name in KEPT:
+    for name in (BEGUN, log.FILE):
         shutil.copy2(target / name, fresh / name)
     fresh.rename(partial)
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_tune.artifacts.eval_cache import KEPT as KEPT_SCORES
 from vla_tune.artifacts.folder import Artifact, Draft, environment, read_artifact, write_json
 from vla_tune.config import departures, protects, value_of
 from vla_tune.console import say, table, warn
@@ -106,7 +107,7 @@ def evaluate(config: Config, run: Path, *, overwrite: bool) -> Artifact:
     scored, and the same command goes on from it.
     """
     warn_of_left_out(config, "eval-vqa")
-    with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite, keep=True) as draft:
+    with Draft(run / "eval-vqa", "eval-vqa", overwrite=overwrite, keep=[KEPT_SCORES], drop=[KEPT_SCORES]) as draft:
         return _evaluate(config, run, draft, worlds=False)
 
 
@@ -120,7 +121,7 @@ def evaluate_rollouts(config: Config, run: Path, *, overwrite: bool) -> Artifact
     if not is_robots(config):
         raise UserError("eval-rollout: this stream is of pictures or questions, which eval-vqa scores; there is no world to act in")
     warn_of_left_out(config, "eval-rollout")
-    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=True) as draft:
+    with Draft(run / "eval-rollout", "eval-rollout", overwrite=overwrite, keep=[KEPT_SCORES], drop=[KEPT_SCORES]) as draft:
         return _evaluate(config, run, draft, worlds=True)
 
 
@@ -139,6 +140,8 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     source = Path(config.train.path) if config.train.path else run / "train"
     artifact = read_artifact(source, "train", f"vla-tune train {config.pipeline} --out {run}")
     names = check_stream(config, artifact)
+    if done := draft.finished(config.to_dict(), [artifact.as_input()]):
+        return done
     steps = artifact.config["train"]["steps"]  # a method's own checks are of the training that there was
     method = open_method(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps)))
     tasks = worlds or not is_robots(config)
@@ -165,7 +168,6 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     metrics = {name: figure["value"] for name, figure in found.get("figures", {}).items()}
     if "reference" in found:
         metrics |= {name: figure["value"] for name in KEPT if (figure := found["reference"][name])}
-    store.close()
     return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()], metrics=metrics, device=config.device)
 
 

@@ -25,7 +25,7 @@ from vla_tune.reports.runs import logged, mean, mean_energy_shed, median_step_s,
 from vla_tune.stages import stream
 from vla_tune.stages.opening import open_anchor, open_method
 from vla_tune.stages.planning import show_plan
-from vla_tune.stages.resume import check_begun, reopen
+from vla_tune.stages.resume import BEGUN, KEPT, check_begun, reopen
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -67,10 +67,12 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     check_disk(config, method, run)
     if extends:
         reopen(run)
-    draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=resume)
+    draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=KEPT if resume else ())
+    if done := draft.finished(config.to_dict(), inputs):
+        return done
     training = Run(config, method, draft.path, measure)
     place = training.resumed() if resume else Place()
-    write_json(draft.path / "run.json", config.to_dict())
+    write_json(draft.path / BEGUN, config.to_dict())
     if method.trains:
         with out_of_memory_told(config.device, MEMORY_KEYS):
             training.learn(place)
