@@ -51,7 +51,7 @@ def edit(folder, change):
 def test_what_is_written_is_read_back(folder):
     artifact = read_artifact(folder, "anchor", COMMAND)
     manifest = artifact.manifest
-    assert list(manifest) == ["schema", "stage", "version", "created_at", "config", "inputs", "files", "environment", "metrics"]
+    assert list(manifest) == ["schema", "stage", "version", "created_at", "config", "inputs", "files", "environment", "metrics", "content"]
     assert manifest["schema"] == SCHEMA
     assert manifest["created_at"].endswith("+00:00")
     assert manifest["files"] == {"deep/data.bin": {"sha256": file_digest(folder / "deep" / "data.bin"), "bytes": 5}}
@@ -172,7 +172,7 @@ def test_a_failure_leaves_nothing_half_written_and_the_old_as_it_was(folder):
 
 def test_what_an_interrupted_run_left_is_dropped_or_kept(tmp_path):
     target = tmp_path / "train"
-    left = Draft(target, "train").path / "left.bin"
+    left = Draft(target, "train").path / "metrics.jsonl"
     left.write_bytes(b"left")
     (left.parent / "vlm").mkdir()
     (left.parent / "vlm" / ".tmp1234").touch()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ from vla_tune.errors import RunError
 from vla_tune.studies import Study, make_plan, narrowed
 
 RATE = {"value": 0.5, "low": 0.4, "high": 0.6}
-ANSWERS = [{"image_id": "a", "base_score": 1.0, "score": 1.0}, {"image_id": "b", "base_score": 1.0, "score": 0.0}]
+ASKED = {"type": "colour", "question": "what colour?", "answers": ["red"], "base_prediction": "red", "prediction": "red", "base_score": 1.0}
+ANSWERS = [{**ASKED, "image_id": "a", "score": 1.0}, {**ASKED, "image_id": "b", "prediction": "blue", "score": 0.0}]
 EPISODES = [{"task": "touch-red", "seed": seed, "success": seed % 2 == 0} for seed in range(8)]
 FILES = {
     "anchor": {"anchor.json": {}},
@@ -203,7 +205,7 @@ def test_a_damaged_stage_is_made_again_with_what_follows(go, capsys):
 
 
 def interrupted(folder: Path, config: dict) -> None:
-    (folder / "train" / "artifact.json").unlink()
+    shutil.rmtree(folder / "train")
     partial = folder / "train.partial"
     (partial / "checkpoints" / "200").mkdir(parents=True)
     write_json(partial / "run.json", config)

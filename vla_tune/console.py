@@ -7,11 +7,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vla_tune.errors import shown
+
+AS_TEXT: Any = {"highlight": False, "markup": False, "emoji": False}
+"""Names of tasks, joints and files are text, also where they look like rich's markup."""
 PLAIN_EVERY_S = 15.0
 """Seconds between two progress lines when there is no terminal."""
 
@@ -22,29 +27,29 @@ def is_rich() -> bool:
 
 
 def console() -> Console:
-    """Where results go (stdout)."""
-    return (
-        Console(highlight=False) if is_rich() else Console(highlight=False, force_terminal=False, no_color=True, width=160, soft_wrap=True)
-    )
+    """Where results go (stdout); what is printed there is text, whatever looks like rich's markup in it."""
+    if is_rich():
+        return Console(**AS_TEXT)
+    return Console(**AS_TEXT, force_terminal=False, no_color=True, width=160, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """One line for the user."""
-    console().print(text, markup=False)
+    console().print(shown(text))
 
 
 def warn(text: str) -> None:
     """A setting that is skipped, or a result to be careful with; on stderr, so that it never mixes with results."""
-    Console(stderr=True, highlight=False, no_color=not sys.stderr.isatty()).print(f"warning: {text}", markup=False, soft_wrap=True)
+    Console(**AS_TEXT, stderr=True, no_color=not sys.stderr.isatty()).print(f"warning: {shown(text)}", soft_wrap=True)
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A table; numbers are passed already formatted."""
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=shown(title), title_justify="left")
     for number, name in enumerate(header):
-        grid.add_column(name, justify="left" if number == 0 else "right")
+        grid.add_column(shown(name), justify="left" if number == 0 else "right")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(shown, row))
     console().print(grid)
 
 
@@ -52,7 +57,7 @@ class Counter:
     """Counts finished units of a long job and shows rate and time left."""
 
     def __init__(self, description: str, total: int, unit: str) -> None:
-        self.description, self.total, self.unit = description, total, unit
+        self.description, self.total, self.unit = shown(description), total, unit
         self.done = self._start = 0
         self._began = self._shown = time.monotonic()
         self._bar: tuple[Progress, TaskID] | None = None
@@ -61,7 +66,7 @@ class Counter:
     def advance(self, count: int = 1, note: str = "") -> None:
         """`count` more units are done; `note`: see there."""
         self.done += count
-        note = self._note = note or self._note
+        note = self._note = shown(note) or self._note
         if self._bar:
             bar, task = self._bar
             bar.update(task, advance=count, rate=self.pace, note=note)
@@ -72,7 +77,7 @@ class Counter:
 
     def note(self, text: str) -> None:
         """A figure worth seeing, such as the loss, until the next one."""
-        self._note = text
+        self._note = shown(text)
 
     def skip(self, count: int) -> None:
         """`count` units were done by an earlier run; they do not count into the rate."""
@@ -110,7 +115,8 @@ def progress(description: str, total: int, unit: str) -> Iterator[Counter]:
         if counter.done > counter._start:  # noqa: SLF001 - the counter is this module's own
             say(f"{description}: {counter.done}/{total} {unit}, {counter.pace}")
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console()) as bar:
-        counter._bar = (bar, bar.add_task(description, total=total, rate="", note=""))  # noqa: SLF001
+    name, rate, note = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[rate]", "fields[note]"))
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(name, BarColumn(), MofNCompleteColumn(), rate, *times, note, console=console()) as bar:
+        counter._bar = (bar, bar.add_task(counter.description, total=total, rate="", note=""))  # noqa: SLF001
         yield counter

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of the text around them, so that it reads as another."""
 
 
 class UserError(ValueError):
@@ -23,6 +27,18 @@ def one_line(error: BaseException) -> str:
     """What a library's error says, on one line of at most 300 characters; its type where it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def shown(text: str) -> str:
+    """Return text as a terminal may print it.
+
+    Controls (colours, the cursor), marks that turn the direction of what follows, and halves of characters stand there by their numbers.
+    """
+    return text if text.isprintable() else "".join(one if _is_shown(one) else one.encode("unicode_escape").decode() for one in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character in "\n\t" or not (character in TURNING or unicodedata.category(character) in ("Cc", "Cs"))
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from vla_tune.errors import RunError, UserError, is_denied, is_full_disk
+from vla_tune.errors import RunError, UserError, is_denied, is_full_disk, shown
 from vla_tune.interrupts import leave
 
 
@@ -77,7 +78,8 @@ def _hint(resume: str) -> str:
 
 def _end(message: str, code: int) -> None:
     sys.stdout.flush()
-    sys.stderr.write(f"vla-tune: {message}\n")
+    told = shown(message).replace("\n", "\\n")
+    sys.stderr.write(f"vla-tune: {told}\n")
     raise SystemExit(code)
 
 
@@ -96,5 +98,7 @@ def hush() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(key, value)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python has it for stderr: a name may be of any letters
     warnings.filterwarnings("ignore")
     logging.disable(logging.ERROR)

@@ -14,13 +14,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vla_tune.artifacts.claim import check_out, check_working
 from vla_tune.artifacts.folder import Draft, read_artifact, sync_folder, write_json
+from vla_tune.artifacts.typed import read_json
 from vla_tune.config import Config, MethodConfig, completed, own_options, protects
 from vla_tune.console import say, table, warn
-from vla_tune.errors import RunError
+from vla_tune.errors import RunError, UserError
 from vla_tune.programs import reported
+from vla_tune.reports import forms
 from vla_tune.reports.frontier import write_frontier
-from vla_tune.reports.runs import mean_energy_shed, read_json, read_metrics
+from vla_tune.reports.runs import FORMS, mean_energy_shed, read_metrics
 from vla_tune.reports.streams import write_comparison
 from vla_tune.reports.tables import NONE, number, percent
 from vla_tune.stages.current import read_by, record_sources, stale
@@ -124,7 +127,7 @@ def _take_anchor(plan: Plan, folder: Path, config: Config, name: str, clock: Clo
     """Make a run's anchor, or copy that of another run where it is the same."""
     reason = stale(folder, "anchor", config.to_dict())
     if reason and (source := _anchor_elsewhere(plan, config)):
-        _copy_folder(source, folder / "anchor")
+        _copy_anchor(source, folder / "anchor")
         record_sources(folder, "anchor", config.to_dict())
         clock.say(f"{name}: anchor taken from {source} (same configuration)")
     else:
@@ -161,7 +164,10 @@ def _can_resume(folder: Path, config: Config) -> bool:
         return False
     anchor = folder / "anchor" / "artifact.json"
     newer = not anchor.exists() or begun.stat().st_mtime >= anchor.stat().st_mtime
-    before, now = completed(read_json(begun)), config.to_dict()
+    try:
+        before, now = completed(read_json(begun, forms.RunConfig)), config.to_dict()
+    except UserError:  # damaged
+        return False
     whole = all(before[section] == now[section] for section in ("method", "stream"))  # of these `read_by` takes a part
     return newer and whole and read_by("train", before) == read_by("train", now)
 
@@ -173,9 +179,11 @@ def _anchor_elsewhere(plan: Plan, config: Config) -> Path | None:
     )
 
 
-def _copy_folder(source: Path, target: Path) -> None:
-    """Copy a finished artifact; it appears by one rename, with the times of the copy."""
+def _copy_anchor(source: Path, target: Path) -> None:
+    """Copy a finished anchor; it appears by one rename, with the times of the copy."""
     fresh = target.with_name(f"{target.name}.partial")
+    check_out(target, "anchor", overwrite=True)
+    check_working(fresh)
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(source, fresh, copy_function=shutil.copyfile)
     shutil.rmtree(target, ignore_errors=True)
@@ -192,7 +200,10 @@ def _step_times(plan: Plan, clock: Clock) -> Times:
     reason = stale(plan.out, "benchmark", asked)
     if reason is None:
         clock.say("step times kept, their configuration and inputs are unchanged")
-        return {label: (one["step_s"], one["step_ratio"]) for label, one in read_json(plan.out / "benchmark" / "steps.json").items()}
+        return {
+            label: (one["step_s"], one["step_ratio"])
+            for label, one in read_json(plan.out / "benchmark" / "steps.json", dict[str, forms.StepTime]).items()
+        }
     clock.say(f"step times, full and the other methods in turns ({reason})")
     anchors = {label: read_artifact(plan.folder(*key) / "anchor", "anchor", "make reproduce") for label, key in firsts.items()}
     times = step_times(common, {label: (config.method, anchors[label].path) for label, config in configs.items()})
@@ -215,8 +226,8 @@ def step_times(config: Config, methods: dict[str, tuple[MethodConfig, Path]]) ->
 def _table_row(plan: Plan, label: str, seed: int, step: tuple[float | None, float | None]) -> dict[str, Any]:
     """A row of the table, from the artifacts of one run; what the study leaves out is null."""
     folder = plan.folder(label, seed)
-    vqa = read_json(folder / "eval-vqa" / "report.json") if "eval-vqa" in plan.stages else {}
-    rollout = read_json(folder / "eval-rollout" / "report.json") if "eval-rollout" in plan.stages else {}
+    vqa = read_json(folder / "eval-vqa" / "report.json", FORMS["eval-vqa"]) if "eval-vqa" in plan.stages else {}
+    rollout = read_json(folder / "eval-rollout" / "report.json", FORMS["eval-rollout"]) if "eval-rollout" in plan.stages else {}
     values = {name: vqa.get(name) and vqa[name]["value"] for name in ("base_accuracy", "accuracy", "retention")}
     return {
         "method": label,

@@ -7,12 +7,13 @@ import torch
 from after_tasks import assert_equal, fails_with, logged, states
 from safetensors.torch import load_file
 
+from vla_tune.artifacts.typed import read_json
 from vla_tune.config import STRATEGIES, StreamTask, load_config
 from vla_tune.engine import after, checkpoint
 from vla_tune.engine.run import Run
 from vla_tune.errors import UserError
 from vla_tune.learners.pictures import Pictures
-from vla_tune.reports.runs import read_json, read_table
+from vla_tune.reports.runs import read_table
 from vla_tune.resources import demo_clip
 from vla_tune.stages import eval_rollout, eval_vqa, evaluate, train
 from vla_tune.stages.opening import open_method

@@ -8,10 +8,10 @@ import shutil
 import pytest
 from PIL import Image
 
+from vla_tune.artifacts.typed import read_json
 from vla_tune.config import load_config
 from vla_tune.errors import UserError
 from vla_tune.learners.pictures import Pictures
-from vla_tune.reports.runs import read_json
 from vla_tune.stages import eval_vqa, train
 
 

@@ -12,6 +12,7 @@ from after_tasks import assert_equal, states
 from PIL import Image
 from safetensors.torch import load_file
 
+from vla_tune.artifacts.typed import read_json
 from vla_tune.config import load_config
 from vla_tune.engine import after
 from vla_tune.errors import UserError
@@ -19,7 +20,6 @@ from vla_tune.experts.tasks import NONE
 from vla_tune.learners.answers import pictures_of
 from vla_tune.learners.deployed import Deployed
 from vla_tune.learners.robot import Robot
-from vla_tune.reports.runs import read_json
 from vla_tune.resources import demo_vlm
 from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
 from vla_tune.stages.opening import open_method

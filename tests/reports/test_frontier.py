@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from runs import add_train, add_vqa, predictions, publish, running_run
 
+from vla_tune.artifacts.record import signed
 from vla_tune.errors import UserError
 from vla_tune.reports import frontier
 from vla_tune.reports.runs import read_run
@@ -81,7 +82,7 @@ def test_minutes_count_what_a_run_was_made_from(tmp_path):
     assert frontier.minutes(read_run(mixed.path.parent)) is None  # not recorded
     for artifact, seconds in ((full, 120), (mixed, 30)):
         file = artifact.path / "artifact.json"
-        file.write_text(json.dumps({**artifact.manifest, "metrics": {"seconds": seconds}}))
+        file.write_text(json.dumps(signed({**artifact.manifest, "metrics": {"seconds": seconds}})))
     assert frontier.minutes(read_run(mixed.path.parent)) == 2.5
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from runs import MP4, PAYLOAD, add_train, add_vqa, publish, running_run, whole_run
+from runs import MP4, PAYLOAD, add_train, add_vqa, predictions, publish, running_run, whole_run
 
 from vla_tune.artifacts.folder import read_artifact
 from vla_tune.errors import UserError
@@ -28,8 +28,10 @@ def _pictures() -> Iterator[None]:
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    features = Features({"image_id": Value("string"), "image": ImageFeature()})
-    rows = {"image_id": [f"image-{n}" for n in range(20)], "image": [Image.new("RGB", (64, 64), (n, 0, 0)) for n in range(20)]}
+    features = Features({"image_id": Value("string"), "question": Value("string"), "image": ImageFeature()})
+    asked = [(row["image_id"], row["question"]) for row in predictions(1.0)]
+    rows = {"image_id": [one for one, _ in asked], "question": [one for _, one in asked]}
+    rows["image"] = [Image.new("RGB", (64, 64), (n, 0, 0)) for n in range(len(asked))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vla_tune.vqa.dataset.vqa_questions", lambda *_: Dataset.from_dict(rows, features=features))
         yield

@@ -14,6 +14,8 @@ from vla_tune.reports.streams import main, write_comparison
 
 TASKS = ["red", "blue"]
 GROWN = {"mean_trainable": 100.0, "final_added": 400, "task_router": 9}
+GROWN |= {"trainable": [], "added": [], "final_parts": {}, "records": [], "mean_trainable_first": 100.0, "mean_trainable_last": 100.0}
+NOTHING = {"value": None, "low": None, "high": None}
 
 
 def make_run(folder, scores, *, worlds=None, tasks=TASKS, questions=1000, images=None):
@@ -26,9 +28,9 @@ def make_run(folder, scores, *, worlds=None, tasks=TASKS, questions=1000, images
         report = {"tasks": tasks, "parameters": GROWN}
         if (tasks[-1], tasks[-1]) in own:
             last = float(np.mean([np.mean(own[tasks[-1], task]) for task in tasks]))
-            others = {key: {"value": None} for key in ("transfer", "average", "backward_transfer", "forgetting")}
+            others = dict.fromkeys(("transfer", "average", "backward_transfer", "forgetting"), NOTHING)
             report["matrix"] = []
-            report["figures"] = {"last": {"value": last}, **others}
+            report["figures"] = {"last": {**NOTHING, "value": last}, **others}
         rows = [
             {
                 "after": after,

@@ -17,8 +17,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vla_tune.artifacts.record import SCHEMA, Artifact, Record, environment, file_digest, files_table, parse_record, table_digest
-from vla_tune.errors import UserError
+from vla_tune.artifacts.claim import check_out, check_working, settle
+from vla_tune.artifacts.record import (
+    SCHEMA,
+    Artifact,
+    FileEntry,
+    Record,
+    environment,
+    file_digest,
+    files_table,
+    is_as_signed,
+    read_record,
+    signed,
+    table_digest,
+)
+from vla_tune.errors import UserError, one_line
 from vla_tune.programs import TIDY
 
 __all__ = [
@@ -49,7 +62,7 @@ class Draft:
         drop: those of them that are no part of the artifact, and go when it is whole.
 
     Raises:
-        UserError: the target exists and `overwrite` is false.
+        UserError: the target exists and `overwrite` is false, or something there is not a stage's (`claim`).
 
     """
 
@@ -57,15 +70,11 @@ class Draft:
         self, target: Path, stage: str, *, overwrite: bool = False, keep: Collection[str] = (), drop: Collection[str] = ()
     ) -> None:
         target = target if target.name not in ("", "..") else target.resolve()
-        self._old = settle(target)
-        if target.exists() and not overwrite:
-            raise UserError(f"{target} exists already; give --overwrite to replace it, or another --out")
-        if target.exists() and not _is_stage(target, stage):
-            raise UserError(f"{target} is not a '{stage}' artifact, so --overwrite does not replace it; give another --out")
+        self._old = settle(target, stage)
+        check_out(target, stage, overwrite=overwrite)
         self.target, self.stage, self._keep, self._drop = target, stage, keep, drop
         self.path = target.with_name(f"{target.name}.partial")
-        if self.path.is_symlink():
-            raise UserError(f"--out: {self.path} is a link, and what it leads to would be emptied; remove it")
+        check_working(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _hold(self.path)
@@ -89,7 +98,7 @@ class Draft:
 
     def publish(self, *, config: dict[str, Any], inputs: list[dict[str, str]], metrics: dict[str, Any], device: str = "cpu") -> Artifact:
         """Write `artifact.json`, sync, and rename the working folder to the target."""
-        manifest: Record = {
+        manifest: Any = {
             "schema": SCHEMA,
             "stage": self.stage,
             "version": importlib.metadata.version("vla-tune"),
@@ -100,6 +109,7 @@ class Draft:
             "environment": environment(device),
             "metrics": metrics,
         }
+        manifest = signed(manifest)
         sync_tree(self.path)
         write_json(self.path / "artifact.json", manifest)
         return self._rename(manifest)
@@ -147,14 +157,6 @@ class Draft:
     def _clear(self) -> None:
         if not self._is_written():
             empty(self.path, self._keep)
-
-
-def settle(target: Path) -> Path:
-    """Put right what a kill between the two renames of `publish`, or after them, has left; where the replaced folder lies meanwhile."""
-    old = target.with_name(f".{target.name}.replaced")
-    if old.exists():
-        shutil.rmtree(old, ignore_errors=True) if target.exists() else old.rename(target)
-    return old
 
 
 def empty(folder: Path, keep: Collection[str] = ()) -> None:
@@ -210,18 +212,6 @@ def _let_go(folder: Path) -> None:
         os.close(handle)
 
 
-def _is_stage(folder: Path, stage: str) -> bool:
-    """Whether a folder is a stage's to replace: its own artifact, whole or damaged, or empty; never what a user keeps there."""
-    if not folder.is_dir():
-        return False
-    try:
-        return bool(json.loads((folder / "artifact.json").read_text())["stage"] == stage)
-    except FileNotFoundError:
-        return folder.name == stage or not any(folder.iterdir())
-    except (ValueError, KeyError, TypeError):
-        return folder.name == stage
-
-
 def read_artifact(path: Path, stage: str, make_with: str) -> Artifact:
     """Open an artifact and verify it: presence, schema, stage, and the size and digest of every file.
 
@@ -236,22 +226,30 @@ def read_artifact(path: Path, stage: str, make_with: str) -> Artifact:
         state = "is unfinished" if path.exists() or partial.exists() else "is missing"
         raise UserError(f"the {stage} artifact {path} {state} (no {file.name}); {remedy}")
     try:
-        manifest = parse_record(file.read_text())
-    except ValueError:
-        raise UserError(f"{file} is damaged; {remedy}") from None
+        manifest = read_record(file)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({one_line(error)}); {remedy}") from None
     if (manifest["schema"], manifest["stage"]) != (SCHEMA, stage):
         raise UserError(
             f"{path} is a '{manifest['stage']}' artifact of schema '{manifest['schema']}', not a '{stage}' artifact of '{SCHEMA}'; {remedy}"
         )
+    if not is_as_signed(manifest):
+        raise UserError(f"{file} was changed after it was written (its digest differs); {remedy}")
+    root = path.resolve()
     for name, entry in manifest["files"].items():
-        part = path / name
-        if not part.is_file():
-            raise UserError(f"{part} is missing from the {stage} artifact; {remedy}")
-        if part.stat().st_size != entry["bytes"]:
-            raise UserError(f"{part} is truncated: {part.stat().st_size} bytes of {entry['bytes']}; {remedy}")
-        if file_digest(part) != entry["sha256"]:
-            raise UserError(f"{part} was changed after it was written (its digest differs); {remedy}")
+        _check_file(path / name, entry, root, stage, remedy)
     return Artifact(path, manifest)
+
+
+def _check_file(part: Path, entry: FileEntry, root: Path, stage: str, remedy: str) -> None:
+    if not part.is_file():
+        raise UserError(f"{part} is missing from the {stage} artifact; {remedy}")
+    if not part.resolve().is_relative_to(root):
+        raise UserError(f"{part} is a link out of the {stage} artifact; put the file itself there, or {remedy}")
+    if part.stat().st_size != entry["bytes"]:
+        raise UserError(f"{part} is truncated: {part.stat().st_size} bytes of {entry['bytes']}; {remedy}")
+    if file_digest(part) != entry["sha256"]:
+        raise UserError(f"{part} was changed after it was written (its digest differs); {remedy}")
 
 
 def write_json(file: Path, value: object) -> None:

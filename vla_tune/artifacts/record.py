@@ -7,13 +7,23 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
+
+from vla_tune.artifacts.typed import checked, load_json
+from vla_tune.errors import UserError
 
 SCHEMA = "vla-tune/artifact/1"
 UNLISTED = ("checkpoints", "trackers")
 """Folders of an artifact that its files table leaves out: what `--resume` needs, and what trackers keep, which no stage reads."""
+
+
+SECTIONS = ("policy", "data", "anchor", "method", "train", "vqa", "rollout", "stream")
+"""The mappings of a configuration."""
+OWN = "content"
+"""The key of an object's own digest."""
 
 
 class FileEntry(TypedDict):
@@ -32,6 +42,8 @@ class Record(TypedDict):
     files: every file by its relative path.
     environment: the versions that a result depends on (`environment`).
     metrics: what the stage prints with `--json`.
+    data: digests of what it read of a dataset.
+    content: the digest of all of this; artifacts of earlier versions have none.
     """
 
     schema: str
@@ -43,28 +55,44 @@ class Record(TypedDict):
     files: dict[str, FileEntry]
     environment: dict[str, str]
     metrics: dict[str, Any]
+    data: NotRequired[dict[str, Any]]
+    content: NotRequired[str]
 
 
-_KINDS = {"config": dict, "inputs": list, "files": dict, "environment": dict, "metrics": dict}
-"""What a part of the record is, where it is no text."""
+# Reading and writing it.
 
 
-def parse_record(text: str) -> Record:
-    """Return the content of `artifact.json`.
+def signed(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the digest of its own content under `content`, which is checked by `is_as_signed`."""
+    known = json.loads(json.dumps(value))  # as it will be read: tuples are lists, and keys are text
+    return {**known, OWN: _own_digest(known)}
+
+
+def is_as_signed(value: Mapping[str, Any]) -> bool:
+    """Whether an object is what `signed` returned; one without a digest is an earlier version's, and nothing is known of it."""
+    return OWN not in value or value[OWN] == _own_digest(value)
+
+
+def _own_digest(value: Mapping[str, Any]) -> str:
+    return table_digest({key: one for key, one in value.items() if key != OWN})
+
+
+def read_record(file: Path) -> Record:
+    """Return the content of an `artifact.json`; whether it is as it was written is not looked at.
 
     Raises:
-        ValueError: it is no JSON, or a part is missing or of another kind.
+        OSError: it cannot be read. ValueError: it is no JSON, or a part is missing or of another kind; names the part.
 
     """
-    found = json.loads(text)
-    whole = isinstance(found, dict) and all(isinstance(found.get(key), _KINDS.get(key, str)) for key in Record.__annotations__)
-    if not whole or not all(_is_entry(entry) for entry in found["files"].values()):
-        raise ValueError("not the content of an artifact.json")
-    return cast("Record", found)
-
-
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("sha256"), str) and isinstance(value.get("bytes"), int)
+    record: Record = checked(Record, load_json(file))
+    checked(dict[str, dict[str, Any]], {f"config.{key}": value for key, value in record["config"].items() if key in SECTIONS})
+    for number, one in enumerate(record["inputs"]):
+        if not one.keys() >= {"stage", "path", "digest"}:
+            raise ValueError(f"inputs.{number}: stage, path or digest is missing")
+    for name in record["files"]:
+        if not name or name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            raise ValueError(f"files: {name!r} leads out of the folder")
+    return record
 
 
 @dataclass(frozen=True)
@@ -86,6 +114,17 @@ class Artifact:
     @property
     def config(self) -> dict[str, Any]:
         return self.manifest["config"]
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file that the artifact lists, and that was verified therefore.
+
+        Raises:
+            UserError: it lists no such file.
+
+        """
+        if name not in self.manifest["files"]:
+            raise UserError(f"{self.path / 'artifact.json'} lists no {name}; make the artifact again")
+        return self.path / name
 
     def as_input(self) -> dict[str, str]:
         """Return how a later stage's manifest names this artifact."""

@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_tune.artifacts.folder import write_json
+from vla_tune.artifacts.typed import read_json
 from vla_tune.console import say
 from vla_tune.errors import UserError
-from vla_tune.reports import plots, tables
-from vla_tune.reports.runs import Row, Run, mean, read_json, read_run
+from vla_tune.reports import forms, plots, tables
+from vla_tune.reports.runs import Row, Run, mean, read_run, train_metrics
 from vla_tune.stats import bootstrap
 from vla_tune.stats.intervals import percentile, wilson
 from vla_tune.stats.paired import mcnemar
@@ -49,7 +50,7 @@ def write_frontier(out: Path, labels: list[str] | None = None, without: Sequence
     """
     study = read_study(out, labels, without)
     steps = out / "benchmark" / "steps.json"
-    times = read_json(steps) if steps.is_file() else {}
+    times = read_json(steps, dict[str, forms.StepTime]) if steps.is_file() else {}
     rows = [{**variant(label, runs, study), "step_ratio": times.get(label, {}).get("step_ratio")} for label, runs in study.items()]
     write_json(out / "frontier.json", rows)
     drawn = plots.variants(rows)
@@ -122,10 +123,11 @@ def minutes(run: Run) -> float | None:
     if "train" not in run.artifacts:
         return None
     manifest = run.artifacts["train"].manifest
-    sources = [Path(made_from["path"]) / "artifact.json" for made_from in manifest["inputs"] if made_from["stage"] == "train"]
-    recorded = [manifest["metrics"], *(read_json(file)["metrics"] if file.is_file() else {} for file in sources)]
+    sources = [Path(made_from["path"]) for made_from in manifest["inputs"] if made_from["stage"] == "train"]
+    recorded = [manifest["metrics"], *map(train_metrics, sources)]
     seconds = [metrics.get("seconds") for metrics in recorded]
-    return None if None in seconds else sum(seconds) / 60
+    known = [one for one in seconds if one is not None]
+    return sum(known) / 60 if len(known) == len(seconds) else None
 
 
 def markdown(rows: list[Row], *, plot: bool) -> str:

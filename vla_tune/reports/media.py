@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.config import Config, completed, structured
+from vla_tune.console import warn
+from vla_tune.errors import UserError, one_line
 from vla_tune.reports.runs import Row, Run
 
 if TYPE_CHECKING:
@@ -28,11 +30,14 @@ def changed_cards(run: Run) -> list[Row]:
     """Some of the questions whose answer became wrong or right, spread over the types, with their pictures."""
     _, lost, gained = _changed(run)
     shown = _spread(lost, LOST) + _spread(gained, GAINED)
-    pictures = _pictures(run, {row["image_id"] for row in shown})
+    pictures = _pictures(run, shown)
     return [
-        {**row, "answers": answers(row), "gained": row["score"] > row["base_score"], "picture": pictures.get(row["image_id"])}
-        for row in shown
+        {**row, "answers": answers(row), "gained": row["score"] > row["base_score"], "picture": pictures.get(_key(row))} for row in shown
     ]
+
+
+def _key(row: Row) -> tuple[Any, str]:
+    return row["image_id"], row["question"]
 
 
 def answers(row: Row) -> str:
@@ -61,16 +66,25 @@ def _spread(rows: list[Row], count: int) -> list[Row]:
     return turns[:count]
 
 
-def _pictures(run: Run, wanted: set[Any]) -> dict[Any, str]:
-    """The pictures of these ids as `data:` addresses, from the questions that the evaluation asked."""
-    if not wanted:
+def _pictures(run: Run, shown: list[Row]) -> dict[tuple[Any, str], str]:
+    """The pictures as `data:` addresses, by id and question, from the questions that the evaluation asked.
+
+    A run may have been made elsewhere: where its questions are not here, or others are, there are no pictures.
+    """
+    if not shown:
         return {}
     from vla_tune.vqa.dataset import vqa_questions
 
-    config = structured(Config, completed(run.artifacts["eval-vqa"].config), [], str(run.path))
-    questions = vqa_questions(config.vqa.manifest, "test", config.vqa.questions)
-    places = {name: place for place, name in enumerate(questions["image_id"]) if name in wanted}
-    return {name: _picture_data(questions[place]["image"]) for name, place in places.items()}
+    wanted = {_key(row) for row in shown}
+    try:
+        config = structured(Config, completed(run.artifacts["eval-vqa"].config), [], str(run.path))
+        questions = vqa_questions(config.vqa.manifest, "test", config.vqa.questions)
+        asked = zip(questions["image_id"], questions["question"], strict=True)
+        places = {name: place for place, name in enumerate(asked) if name in wanted}
+        return {name: _picture_data(questions[place]["image"]) for name, place in places.items()}
+    except (UserError, OSError) as error:
+        warn(f"{run.path}: the pictures of its questions are left out: {one_line(error)}")
+        return {}
 
 
 def _picture_data(image: Image) -> str:

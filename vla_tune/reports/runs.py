@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vla_tune.artifacts.folder import Artifact, read_artifact
-from vla_tune.errors import UserError
+from vla_tune.artifacts.record import read_record
+from vla_tune.artifacts.typed import checked, parse_json, read_json, readable
+from vla_tune.errors import UserError, one_line
+from vla_tune.reports import forms
 
 STAGES = ("anchor", "train", "eval-vqa", "eval-rollout")
 EVALUATIONS = ("eval-vqa", "eval-rollout")
+FORMS = {"eval-vqa": forms.VqaReport, "eval-rollout": forms.RolloutReport}
+"""Of their `report.json`."""
 DIAGNOSTICS = ("cosine", "projected", "energy_shed", "drift")
 """What a projecting method logs a layer; a frozen layer's entry is null."""
 
@@ -121,22 +125,34 @@ def read_run(folder: Path) -> Run:
         commands = ", ".join(f"`vla-tune {stage} PIPELINE --out {folder}`" for stage in STAGES)
         raise UserError(f"{folder}: there is nothing to report on yet; make a stage with one of {commands}")
     artifacts = {stage: read_artifact(folder / stage, stage, f"vla-tune {stage} PIPELINE --out {folder} --overwrite") for stage in found}
-    configs = [artifacts[stage].config for stage in ("train", "eval-vqa", "eval-rollout", "anchor") if stage in found]
-    run = Run(folder, artifacts, read_json(partial.with_name("run.json")) if running else configs[0], running=running)
+    configs = {stage: _config_of(artifacts[stage]) for stage in ("train", "eval-vqa", "eval-rollout", "anchor") if stage in found}
+    config = read_json(partial.with_name("run.json"), forms.RunConfig) if running else next(iter(configs.values()))
+    run = Run(folder, artifacts, config, running=running)
     run.metrics = read_metrics(partial if running else folder / "train" / "metrics.jsonl")
-    reports = {stage: read_json(folder / stage / "report.json") for stage in found if stage in EVALUATIONS}
+    reports = {stage: read_json(artifacts[stage].file("report.json"), FORMS[stage]) for stage in found if stage in EVALUATIONS}
     run.stream = read_stream(reports)
-    run.videos = sorted((folder / "eval-rollout" / "videos").glob("*.mp4")) if "eval-rollout" in found else []
+    if "eval-rollout" in found:
+        listed = sorted(artifacts["eval-rollout"].manifest["files"])
+        run.videos = [folder / "eval-rollout" / name for name in listed if PurePosixPath(name).match("videos/*.mp4")]
     if run.stream is not None:
         return run
     if "eval-vqa" in found:
         run.vqa = reports["eval-vqa"]
-        run.predictions = read_table(folder / "eval-vqa" / "predictions.parquet")
+        run.predictions = read_table(artifacts["eval-vqa"].file("predictions.parquet"), forms.Prediction)
     if "eval-rollout" in found:
         run.rollout = reports["eval-rollout"]
-        if run.rollout["success"] is not None:  # else there was no world, and its rows are of demonstrations
-            run.episodes = read_table(folder / "eval-rollout" / "episodes.parquet")
+        if run.rollout.get("success") is not None:  # else there was no world, and its rows are of demonstrations
+            run.episodes = read_table(artifacts["eval-rollout"].file("episodes.parquet"), forms.Episode)
     return run
+
+
+def _config_of(artifact: Artifact) -> Row:
+    """The configuration of a stage, and its metrics where a report goes by them, looked at."""
+    with readable(str(artifact.path / "artifact.json")):
+        checked(forms.RunConfig, artifact.config)
+        if artifact.manifest["stage"] == "train":
+            checked(forms.TrainMetrics, artifact.metrics)
+    return artifact.config
 
 
 def read_stream(reports: dict[str, Row]) -> Row | None:
@@ -151,29 +167,46 @@ def read_metrics(file: Path) -> list[Row]:
     """The rows of a `metrics.jsonl`; the last line of a log that is being written may be cut and is left out."""
     if not file.is_file():
         return []
-    lines = file.read_text().splitlines()
+    lines = _lines(file)
     rows: list[Row] = []
     for number, line in enumerate(lines):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError:
             if number < len(lines) - 1:
                 raise UserError(f"{file}, line {number + 1}: not readable as JSON") from None
+    with readable(str(file)):
+        checked(list[forms.LogRow], rows)
+        _check_layers(rows)
     return rows
 
 
-def read_json(file: Path) -> Row:
-    """A JSON object of an artifact that was verified."""
-    value: Row = json.loads(file.read_text())
-    return value
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_bytes().decode().splitlines()
+    except ValueError as error:
+        raise UserError(f"{file}: not readable as UTF-8 ({one_line(error)})") from None
 
 
-def read_table(file: Path) -> list[Row]:
-    """The rows of a parquet file."""
+def _check_layers(rows: list[Row]) -> None:
+    """Diagnostics by layer are of equally many layers, all of them and in every row."""
+    layered = [row[name] for row in rows if isinstance(row.get("energy_shed"), list) for name in DIAGNOSTICS if name in row]
+    if len({len(values) if isinstance(values, list) else None for values in layered}) > 1:
+        raise ValueError(f"{', '.join(DIAGNOSTICS)}: not of equally many layers everywhere")
+
+
+def read_table(file: Path, form: Any = dict[str, Any]) -> list[Row]:
+    """The rows of a parquet file.
+
+    Raises:
+        UserError: it is damaged, or a row is not of this form.
+
+    """
     import pyarrow.parquet
 
-    rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
-    return rows
+    with readable(str(file)):
+        rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
+        return checked(list[form], rows)
 
 
 def layer_series(metrics: list[Row]) -> dict[str, Any] | None:
@@ -214,9 +247,27 @@ def mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def train_metrics(path: Path) -> Row:
+    """The metrics of the train artifact at `path`, whose files are not looked at; none where it is gone.
+
+    Raises:
+        UserError: its `artifact.json` is damaged.
+
+    """
+    file = path / "artifact.json"
+    if not file.is_file():
+        return {}
+    with readable(str(file)):
+        return checked(forms.TrainMetrics, read_record(file)["metrics"])
+
+
 def _method_of(path: Path) -> str:
     """The method in the train artifact at `path`, else the name of the policy folder."""
     file = path / "artifact.json"
     if not file.is_file():
         return path.name
-    return str(json.loads(file.read_text()).get("config", {}).get("method", {}).get("name", path.name))
+    try:
+        config: Row = checked(forms.RunConfig, read_record(file)["config"])
+    except (OSError, ValueError):
+        return path.name
+    return str(config["method"]["name"])

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_tune.artifacts.folder import write_json
+from vla_tune.artifacts.typed import read_json
 from vla_tune.config import completed, option_of
 from vla_tune.console import say, table, warn
 from vla_tune.errors import UserError, nearest
-from vla_tune.reports import plots
-from vla_tune.reports.runs import EVALUATIONS, Row, read_json, read_run, read_stream, read_table
+from vla_tune.reports import forms, plots
+from vla_tune.reports.runs import EVALUATIONS, FORMS, Row, read_run, read_stream, read_table
 from vla_tune.reports.tables import FIGURES
 from vla_tune.stats import bootstrap
 from vla_tune.stats.intervals import percentile_around
@@ -86,11 +87,11 @@ def _runs(folder: Path, without: Sequence[Path]) -> dict[int, dict[str, Any]]:
             continue
         read = read_run(run)
         stages = [stage for stage in EVALUATIONS if stage in read.artifacts and stage not in read.outdated]
-        report = read_stream({stage: read_json(run / stage / "report.json") for stage in stages})
+        report = read_stream({stage: read_json(read.artifacts[stage].file("report.json"), FORMS[stage]) for stage in stages})
         if report is None or "figures" not in report:
             continue
         asked = {stage: completed(read.artifacts[stage].config) for stage in stages}
-        scores, images = _scores([run / stage / "cells.parquet" for stage in stages])
+        scores, images = _scores([read.artifacts[stage].file("cells.parquet") for stage in stages])
         tasks = report["tasks"]
         first, last = tasks[0], tasks[-1]
         changes = {"first_task": (first, first, last), "reference": ("", "", last)}
@@ -112,7 +113,7 @@ def _scores(files: list[Path]) -> tuple[dict[tuple[str, str], npt.NDArray[np.flo
     """The scores by what had been learnt and by task, empty for nothing and for no task; and the pictures by task."""
     scores: dict[tuple[str, str], list[float]] = {}
     images: dict[tuple[str, str], list[str]] = {}
-    for row in (row for file in files for row in read_table(file)):
+    for row in (row for file in files for row in read_table(file, forms.CellRow)):
         cell = row["after"], row["task"]
         scores.setdefault(cell, []).append(row["score"])
         images.setdefault(cell, []).append(row.get("image", str(row["sample"])))  # earlier versions did not write it

@@ -160,7 +160,7 @@ def offline_table(run: Run) -> Table:
     offline: Row = (run.rollout or {}).get("offline") or {}
     every = {"all": {**offline["action_error"], "constant": offline["constant"]["value"]}} if offline else {}
     rows = [
-        [Cell(joint), Cell(number(row["value"]), f"{row['low']:.3g} to {row['high']:.3g}"), Cell(number(row["constant"]))]
+        [Cell(joint), Cell(number(row["value"]), f"{number(row['low'])} to {number(row['high'])}"), Cell(number(row["constant"]))]
         for joint, row in {**offline.get("by_joint", {}), **every}.items()
     ]
     return Table(["Joint", "Action error", "Mean action's"], rows)
@@ -169,7 +169,7 @@ def offline_table(run: Run) -> Table:
 def moved_table(run: Run) -> Table:
     """How far another instruction moves the action, of one run that had no simulator."""
     moved: Row = ((run.rollout or {}).get("offline") or {}).get("action_moved", {})
-    rows = [[Cell(given), Cell(number(row["value"]), f"{row['low']:.3g} to {row['high']:.3g}")] for given, row in moved.items()]
+    rows = [[Cell(given), Cell(number(row["value"]), f"{number(row['low'])} to {number(row['high'])}")] for given, row in moved.items()]
     return Table(["Instruction", "Action moves by"], rows)
 
 

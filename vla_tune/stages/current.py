@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vla_tune.artifacts.folder import file_digest, files_table, read_artifact, table_digest, write_json
+from vla_tune.artifacts.typed import read_json
 from vla_tune.config import completed, differences, option_of, own_options
 from vla_tune.data.manifests import in_folder, manifest_source
 from vla_tune.errors import UserError
 from vla_tune.policies.devices import resolve_device
-from vla_tune.reports.runs import read_json
 from vla_tune.resources import SHIPPED
 
 READS = {
@@ -100,8 +100,13 @@ def record_sources(folder: Path, stage: str, config: dict[str, Any]) -> None:
     write_json(folder / FILE, {**_recorded(folder), stage: sources(stage, config)})
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
-    return read_json(folder / FILE) if (folder / FILE).is_file() else {}
+def _recorded(folder: Path) -> dict[str, dict[str, str]]:
+    """What is remembered; nothing where it is damaged, so that every stage is made again."""
+    try:
+        known: dict[str, dict[str, str]] = read_json(folder / FILE, dict[str, dict[str, str]])
+    except UserError:
+        return {}
+    return known
 
 
 def _source_digest(key: str, name: str) -> str:

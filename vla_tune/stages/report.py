@@ -24,7 +24,8 @@ def run(runs: list[Path], out: Path, *, overwrite: bool = False) -> Artifact:
     with Draft(out, "report", overwrite=overwrite) as draft:
         figures = numbers(read)
         made_at = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-        (draft.path / "report.html").write_text(page(read, made_at, importlib.metadata.version("vla-tune")))
+        text = page(read, made_at, importlib.metadata.version("vla-tune"))
+        (draft.path / "report.html").write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be any bytes
         write_json(draft.path / "report.json", figures)
         artifact = draft.publish(
             config={"runs": [str(folder) for folder in folders]},

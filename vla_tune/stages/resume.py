@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_tune.artifacts.folder import read_artifact, settle
+from vla_tune.artifacts.claim import settle
+from vla_tune.artifacts.folder import read_artifact
 from vla_tune.config import departures
 from vla_tune.engine import after, checkpoint, log, trackers
 from vla_tune.errors import UserError
@@ -37,7 +38,7 @@ def check_begun(config: Config, run: Path, *, overwrite: bool, resume: bool) -> 
 
     """
     target, partial = run / "train", run / "train.partial"
-    settle(target)
+    settle(target, "train")
     unfinished = is_begun(partial)
     if resume and unfinished:
         _check_same(config, begun_with(partial))

@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from vla_tune.errors import shown
 from vla_tune.reports.plots.style import (
     GREY,
     LINES,
@@ -15,6 +16,7 @@ from vla_tune.reports.plots.style import (
     colour_bar,
     error_bars,
     gaps,
+    named,
     svg_figure,
     svg_file,
 )
@@ -43,7 +45,7 @@ def streams(rows: list[Row]) -> str:
         for number, row in enumerate(rows):
             colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE) % len(MARKERS)]
             for key, face in (("mean_trainable", "none"), ("final_added", colour)):
-                label = row["label"] if key == "final_added" else None
+                label = named(row["label"]) if key == "final_added" else None
                 place = [max(row[key], 1)], [100 * row["last"]["value"]]
                 bars = error_bars([row["last"]])
                 ax.errorbar(*place, yerr=bars, fmt=marker, color=colour, markerfacecolor=face, elinewidth=1, label=label)
@@ -68,8 +70,8 @@ def matrix_map(run: Run) -> str | None:
     with svg_figure(f"{run.label}-matrix", height=1.1 + 0.3 * max(len(rows), 5), width=width) as (figure, ax, done):
         image = ax.imshow(grid, aspect="auto", interpolation="none", cmap="viridis", vmin=0, vmax=top)
         colour_bar(figure, image, ax, "score (%)")
-        ax.set_xticks(range(grid.shape[1]), names[: grid.shape[1]], rotation=45, ha="right", rotation_mode="anchor")
-        ax.set_yticks(range(len(rows)), [name for name, _ in rows])
+        ax.set_xticks(range(grid.shape[1]), map(shown, names[: grid.shape[1]]), rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_yticks(range(len(rows)), [shown(name) for name, _ in rows])
         ax.grid(visible=False)
         ax.set(ylabel="after")
         if max(grid.shape) <= LABELLED:
@@ -105,9 +107,9 @@ def router_map(run: Run) -> str | None:
         top = float(np.nanmax(grids))
         for ax, (number, one), grid in zip(axes, tasks, grids, strict=False):
             image = ax.imshow(np.array(grid, dtype=float), aspect="auto", interpolation="none", cmap="viridis", vmin=0, vmax=top)
-            ax.set_title(f"{number + 1} {one['name']}", fontsize=10)
+            ax.set_title(f"{number + 1} {shown(one['name'])}", fontsize=10)
             ax.grid(visible=False)
-            ax.set_yticks(range(len(layers)), short_names(layers), fontsize=7.5)
+            ax.set_yticks(range(len(layers)), map(shown, short_names(layers)), fontsize=7.5)
             ax.tick_params(length=0, labelbottom=True)
             _made_for(ax, experts, run.tasks)
         for ax in axes[len(tasks) :]:
@@ -127,7 +129,7 @@ def agreement(run: Run) -> str | None:
             colour, (line, marker) = PALETTE[number % len(PALETTE)], MIXED[number // len(PALETTE) % len(MIXED)]
             known = [(step, share) for step, share in one["agreement"] if share is not None]
             steps, shares = [step for step, _ in known], [100 * share for _, share in known]
-            ax.plot(steps, shares, color=colour, linestyle=line, marker=marker, markersize=3, label=one["name"])
+            ax.plot(steps, shares, color=colour, linestyle=line, marker=marker, markersize=3, label=named(one["name"]))
             if one.get("ended") in steps:
                 end = shares[steps.index(one["ended"])]
                 ax.plot([one["ended"]], [end], linestyle="", marker="o", markersize=9, markerfacecolor="none", color=colour)
@@ -178,7 +180,7 @@ def _made_for(ax: Axes, experts: list[str], tasks: list[Row]) -> None:
     places: dict[str, list[int]] = {}
     for place, group in enumerate(groups):
         places.setdefault(group, []).append(place)
-    names = [BASE if group == BASE else tasks[int(group)]["name"] for group in places]
+    names = [BASE if group == BASE else shown(tasks[int(group)]["name"]) for group in places]
     ax.set_xticks([sum(own) / len(own) for own in places.values()], names, rotation=90, fontsize=7.5)
     for own in places.values():
         if own[0]:

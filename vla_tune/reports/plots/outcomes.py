@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vla_tune.reports.plots.style import GREY, INK, MARKERS, PALETTE, SIZE, error_bars, legend, run_styles, svg_figure, svg_file
+from vla_tune.errors import shown
+from vla_tune.reports.plots.style import GREY, INK, MARKERS, PALETTE, SIZE, error_bars, legend, named, run_styles, svg_figure, svg_file
 from vla_tune.reports.runs import Row, Run
 from vla_tune.reports.tables import by_task, by_type, headline
 
@@ -32,7 +33,7 @@ def frontier(runs: list[Run]) -> str | None:
                 fmt=marker,
                 color=colour,
                 elinewidth=1,
-                label=run.label,
+                label=named(run.label),
             )
         ax.set(xlabel="VQA accuracy after (%)", ylabel="closed-loop success (%)", ylim=(-3, 103))
         legend(figure, ax, runs)
@@ -49,7 +50,9 @@ def variants(rows: list[Row]) -> str | None:
             x, y = row["retention"], row["success"]
             colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE) % len(MARKERS)]
             place = [100 * x["value"]], [100 * y["value"]]
-            ax.errorbar(*place, xerr=error_bars([x]), yerr=error_bars([y]), fmt=marker, color=colour, elinewidth=1, label=row["label"])
+            ax.errorbar(
+                *place, xerr=error_bars([x]), yerr=error_bars([y]), fmt=marker, color=colour, elinewidth=1, label=named(row["label"])
+            )
         ax.set(xlabel="VQA retention (%)", ylabel="closed-loop success (%)")
         figure.legend(loc="outside right upper")
         return svg_file(figure)
@@ -108,8 +111,8 @@ def _dots(ax: Axes, groups: list[str], series: list[tuple[str, dict[str, Row], s
         offset = 0.7 * ((number + 0.5) / len(series) - 0.5)
         values = [100 * figure["value"] for figure in figures]
         shifted = [place + offset for place in places]
-        ax.errorbar(values, shifted, xerr=error_bars(figures), fmt=marker, color=colour, markersize=4, elinewidth=1.2, label=label)
-    ax.set_yticks(range(len(groups)), groups)
+        ax.errorbar(values, shifted, xerr=error_bars(figures), fmt=marker, color=colour, markersize=4, elinewidth=1.2, label=named(label))
+    ax.set_yticks(range(len(groups)), map(shown, groups))
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
 

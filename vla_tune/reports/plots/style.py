@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vla_tune.errors import shown
 from vla_tune.reports.runs import Row, Run
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def svg_figure(name: str, height: float = SIZE[1], width: float = SIZE[0]) -> It
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": shown(name)}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot(), lambda: _svg(figure, name)
 
@@ -78,13 +79,23 @@ def _svg(figure: Figure, name: str) -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 role="img">', text, count=1)
     own = re.sub(r"\W+", "-", name)
-    text = re.sub(r'\bid="', f'id="{own}-', text)
-    text = re.sub(r'(url\(|xlink:href=")#', rf"\1#{own}-", text)
-    text = re.sub(r"(font: *[\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", text)
-    return text.replace(INK, "currentColor")
+    return re.sub(r"<[^>]*>", lambda tag: _of_page(tag[0], own), text)  # what stands between tags is text, whatever it looks like
+
+
+def _of_page(tag: str, own: str) -> str:
+    """A tag of matplotlib's with the page's ink and font, and with ids that no other figure has."""
+    tag = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", tag)
+    tag = re.sub(r'\bid="', f'id="{own}-', tag)
+    tag = re.sub(r'(url\(|xlink:href=")#', rf"\1#{own}-", tag)
+    tag = re.sub(r"(font: *[\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", tag)
+    return tag.replace(INK, "currentColor")
+
+
+def named(label: str) -> str:
+    """A label as matplotlib shows it, which leaves out those that begin with `_`; what is no character of a font goes by its number."""
+    return f"\u200b{shown(label)}" if label.startswith("_") else shown(label)
 
 
 def run_styles(runs: list[Run]) -> dict[str, tuple[str, str, str]]:
@@ -97,7 +108,7 @@ def run_styles(runs: list[Run]) -> dict[str, tuple[str, str, str]]:
 
 def legend(figure: Figure, ax: Axes, runs: list[Run]) -> None:
     """A legend below the axes: every run, or where these are many every method (whose runs share a colour and a marker)."""
-    names = {run.label: run.method for run in runs} if len(runs) > MANY else {}
+    names = {named(run.label): named(run.method) for run in runs} if len(runs) > MANY else {}
     entries: dict[str, Artist] = {}
     for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
         entries.setdefault(names.get(label, label), handle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vla_tune.reports.plots.style import colour_bar, gaps, legend, log_ticks, log_where_positive, run_styles, svg_figure
+from vla_tune.reports.plots.style import colour_bar, gaps, legend, log_ticks, log_where_positive, named, run_styles, svg_figure
 from vla_tune.reports.runs import Run, layer_series
 
 
@@ -18,7 +18,7 @@ def curve(runs: list[Run], key: str, label: str, *, log: bool = False) -> str | 
             if rows:
                 colour, line, _ = run_styles(runs)[run.label]
                 values = [row[key] for row in rows]
-                ax.plot([row["step"] for row in rows], gaps(values), color=colour, linestyle=line, linewidth=1.3, label=run.label)
+                ax.plot([row["step"] for row in rows], gaps(values), color=colour, linestyle=line, linewidth=1.3, label=named(run.label))
                 if key == "loss":
                     measured = [row for row in rows if row.get("heldout_loss") is not None]
                     points = gaps([row["heldout_loss"] for row in measured])
@@ -42,7 +42,7 @@ def final_drift(runs: list[Run]) -> str | None:
     with svg_figure("drift") as (figure, ax, done):
         for run, drift in found:
             colour, line, marker = run_styles(runs)[run.label]
-            ax.plot(range(len(drift)), gaps(drift), color=colour, linestyle=line, marker=marker, markersize=4, label=run.label)
+            ax.plot(range(len(drift)), gaps(drift), color=colour, linestyle=line, marker=marker, markersize=4, label=named(run.label))
         log_where_positive(ax, [value for _, drift in found for value in drift])
         ax.set(xlabel="layer", ylabel="final drift, W2² / width")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
