@@ -95,6 +95,15 @@ def evaluate(
 
 
 @app.command()
+def check(pipeline: Pipeline, overrides: Overrides = None) -> None:
+    """Look at what a run would read, and print what is found; writes nothing."""
+    with reported():
+        from vla_tune.config import load_config
+
+        import_module("vla_tune.stages.check").run(load_config(pipeline, overrides))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report goes.", show_default=False)],
