@@ -67,7 +67,7 @@ def test_asking_for_help_imports_neither_torch_nor_lerobot(arguments):
         (["train", "dmo"], "there is no shipped pipeline 'dmo'; did you mean 'demo'?"),
         (["train", "demo", "train.stesp=3"], "unknown key 'train.stesp'; did you mean 'train.steps'?"),
         (["train", "demo", "train.steps=-4"], "train.steps=-4: must be at least 1"),
-        (["train", "demo", "train.steps=many"], "command line: Value 'many'"),
+        (["train", "demo", "train.steps=many"], "command line: train.steps=many: must be a whole number"),
         (["train", "demo", "method.name=aegi"], "unknown method; did you mean 'aegis'?"),
         (["train", "demo", "steps"], "an override is written KEY=VALUE"),
         (["train", "./nowhere.yaml"], "there is no file"),

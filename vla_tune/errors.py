@@ -26,9 +26,9 @@ def one_line(error: BaseException) -> str:
 
 
 def shown(value: object) -> str:
-    """A value of the user's as a message shows it: on one line, at most 60 characters, nothing that moves a terminal's cursor."""
+    """A value of the user's as a message shows it: on one line, at most 120 characters, nothing that moves a terminal's cursor."""
     text = "".join(one if one.isprintable() else "?" for one in " ".join(str(value).split()))
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def is_full_disk(error: BaseException) -> bool:

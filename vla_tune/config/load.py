@@ -11,11 +11,15 @@ from typing import Any
 
 from vla_tune.config.check import check, warn_of_unused
 from vla_tune.config.overrides import SOURCE, set_by
+from vla_tune.config.places import expand, expanded
 from vla_tune.config.reading import read_yaml
 from vla_tune.config.schema import Config
 from vla_tune.config.typed import fit
-from vla_tune.errors import UserError, nearest
+from vla_tune.errors import UserError, nearest, shown
 from vla_tune.resources import available, resource
+
+SUFFIXES = (".yaml", ".yml")
+"""Of the files that configurations are read from."""
 
 
 def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
@@ -28,6 +32,7 @@ def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
     file = find_file("pipelines", pipeline, "PIPELINE")
     values = {"name": file.stem, **read_yaml(file)}
     config = structured(Config, values, overrides or [], str(file))
+    expand(config)
     check(config)
     warn_of_unused(config.method)
     return config
@@ -35,14 +40,28 @@ def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
 
 def find_file(kind: str, name: str, argument: str) -> Path:
     """The file of a shipped name of a kind (`pipelines`, `studies`), or the path of a YAML file; `argument` asked for it."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        if not Path(name).is_file():
-            raise UserError(f"{argument}: there is no file {name}")
-        return Path(name)
-    if name not in available(kind):
-        hint = nearest(name, available(kind))
-        raise UserError(f"{argument}: there is no shipped {argument.lower()} '{name}'; {hint} (or give the path of a YAML file)")
-    return resource(kind, f"{name}.yaml")
+    if name in available(kind):
+        return resource(kind, f"{name}.yaml")
+    place = expanded(argument, name)
+    if place.is_file() and (place.suffix in SUFFIXES or "/" in name):
+        return place
+    raise UserError(f"{argument}: {_why_no_file(kind, name, place, argument.lower())}")
+
+
+def _why_no_file(kind: str, name: str, place: Path, what: str) -> str:
+    if "=" in name:
+        return f"'{shown(name)}' is an override; the {what} comes first, for example {available(kind)[0]} {shown(name)}"
+    if place.is_dir() and name:
+        files = sorted(file.name for file in place.iterdir() if file.suffix in SUFFIXES)
+        return f"{name} is a folder; give the path of a YAML file{f' in it, such as {files[0]}' if files else ''}"
+    if place.is_file():
+        return f"{name} is a file here, and no shipped {what}; its path is ./{name}"
+    if "/" not in name and place.suffix not in SUFFIXES:
+        return f"there is no shipped {what} '{shown(name)}'; {nearest(name, available(kind))} (or give the path of a YAML file)"
+    near = [file.name for file in place.parent.glob("*") if file.suffix in SUFFIXES] if place.parent.is_dir() else []
+    if place.stem in available(kind):
+        return f"there is no file {shown(name)}; the shipped {what} is called {place.stem}"
+    return f"there is no file {shown(name)}{f'; {nearest(place.name, near)}' if near else ''}"
 
 
 def structured[T](schema: type[T], values: dict[str, Any], overrides: list[str], source: str) -> T:

@@ -140,7 +140,9 @@ class TrainConfig:
     warmup_steps: int = option(50, at_least=0, help="steps in which the learning rate rises to lr")
     weight_decay: float | None = option(None, at_least=0, help="of the optimizer; default: lerobot's preset of the policy")
     betas: list[float] | None = option(None, at_least=0, below=1, length=2, help="of Adam; default: lerobot's preset of the policy")
-    grad_clip_norm: float | None = option(None, above=0, help="norm that gradients are clipped to; default: lerobot's preset of the policy")
+    grad_clip_norm: float | None = option(
+        None, at_least=0, help="norm that gradients are clipped to, 0: none; default: lerobot's preset of the policy"
+    )
     log_every: int = option(10, at_least=1, help="steps from one row of metrics.jsonl to the next")
     trackers: list[str] = option([], choices=("tensorboard", "wandb", "trackio"), help="where figures go beside metrics.jsonl")
     eval_every: int = option(0, at_least=0, help="steps from one measurement beside the training loss to the next; 0: never")

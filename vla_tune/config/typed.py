@@ -51,6 +51,7 @@ def fit(schema: type, hint: Any, value: Any, key: str, source: str) -> Any:
     except (MisfitError, ValueError, OverflowError) as error:
         wanted = str(error) if isinstance(error, MisfitError) else _WANTED[inner]
         null = " or null" if inner is not hint else ""
+        null = "; a space belongs after a colon" if ":" in key and _is_null(value) else null
         raise UserError(f"{source}: {key}={shown(value)}: must be {wanted}{null}") from None
 
 
