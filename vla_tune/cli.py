@@ -28,7 +28,7 @@ class Program(typer.core.TyperGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
         alone = extra.pop("standalone_mode", True)
         try:
-            ended = super().main(*args, standalone_mode=False, **extra)
+            ended = super().main(*args, **{**extra, "standalone_mode": False})
         except Exception as error:
             if not alone or not hasattr(error, "format_message"):  # click's, which Typer has had under two names
                 raise

@@ -7,11 +7,10 @@ import re
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 from typing import Any
 
 from vla_tune.config.arithmetic import check_arithmetic
-from vla_tune.config.places import check_manifests
+from vla_tune.config.places import check_folder, check_manifests
 from vla_tune.config.schema import Config, DataConfig, StreamConfig
 from vla_tune.config.values import value_of
 from vla_tune.config.words import check_device_name, check_name
@@ -170,5 +169,5 @@ def _check_stream(stream: StreamConfig) -> None:
             raise UserError(f"stream.tasks: '{name}': a name is of letters, digits, spaces and _.+-, and files are called by it")
         if names.count(name) > 1:
             raise UserError(f"stream.tasks: two are called '{name}'; results are told apart by name")
-    if stream.folder and not Path(stream.folder).expanduser().is_dir():
-        raise UserError(f"stream.folder={stream.folder}: there is no such folder")
+    if stream.folder:
+        check_folder("stream.folder", stream.folder)

@@ -59,19 +59,22 @@ def meant(schema: type, key: str) -> list[str]:
 
     A part of the key may be missing (`steps`), misspelt (`train.stesp`), in capitals, or another section's (`train.rank`).
     """
-    known, plain = known_keys(schema), folded(key)
-    if below := [one for one in known if folded(f".{one}").endswith(f".{plain}")]:
+    plain = folded(key)
+    ends = _ends_of(schema)
+    if below := [one for one, parts in ends.items() if plain in parts]:
         return below[:MOST_NAMED]
-    scores = {one: max(_likeness(plain, folded(end)) - 0.01 * number for number, end in enumerate(_ends(one))) for one in known}
-    best = max(known, key=scores.__getitem__)
+    matcher = SequenceMatcher(None, "", plain, autojunk=False)
+    scores = {one: max(_likeness(matcher, end) - 0.01 * number for number, end in enumerate(parts)) for one, parts in ends.items()}
+    best = max(scores, key=scores.__getitem__)
     if scores[best] >= NEAR:
         return [best]
     last = plain.rpartition(".")[2]
-    named_so = sorted((one for one in known if folded(one).rpartition(".")[2] == last), key=lambda one: -scores[one])
+    named_so = sorted((one for one, parts in ends.items() if parts[-1] == last), key=lambda one: -scores[one])
     opened = _settings(schema, key)
     if named_so or opened:
         return [*named_so[: MOST_NAMED - len(opened)], *opened]
-    return [best] if scores[best] >= ALIKE else []
+    alike = SequenceMatcher(None, ends[best][-1], last, autojunk=False).ratio() >= ALIKE  # two keys of one section begin alike
+    return [best] if scores[best] >= ALIKE and alike else []
 
 
 def _settings(schema: type, key: str) -> list[str]:
@@ -81,11 +84,14 @@ def _settings(schema: type, key: str) -> list[str]:
     return [f"{section}.{name}.{rest}" for name, inner in hints_of(hint).items() if is_open(inner)] if rest and is_section(hint) else []
 
 
-def _ends(key: str) -> list[str]:
-    """`a.b.c`, `b.c` and `c`."""
-    parts = key.split(".")
-    return [".".join(parts[at:]) for at in range(len(parts))]
+@cache
+def _ends_of(schema: type) -> dict[str, list[str]]:
+    """Of every key what it may be called by: `a.b.c`, `b.c` and `c`, in lower case."""
+    parts = {key: folded(key).split(".") for key in known_keys(schema)}
+    return {key: [".".join(names[at:]) for at in range(len(names))] for key, names in parts.items()}
 
 
-def _likeness(one: str, other: str) -> float:
-    return SequenceMatcher(None, one, other, autojunk=False).ratio()
+def _likeness(matcher: SequenceMatcher[str], text: str) -> float:
+    """How much of two texts is the same, of 1; 0 where it is little."""
+    matcher.set_seq1(text)
+    return matcher.ratio() if matcher.real_quick_ratio() >= ALIKE and matcher.quick_ratio() >= ALIKE else 0.0

@@ -184,7 +184,10 @@ class RolloutConfig:
     )
     episodes: int = option(60, at_least=1, help="in all, dealt evenly over the tasks; in a stream as many of each task")
     first_seed: int = option(
-        10_000, at_least=0, help="the seed of each task's first episode, the others count on; for LIBERO the number of an initial state"
+        10_000,
+        at_least=0,
+        at_most=MOST_SEED // 2,
+        help="the seed of each task's first episode, the others count on; for LIBERO the number of an initial state",
     )
     n_action_steps: int = option(8, at_least=1, help="actions of a chunk that are executed before the next is predicted")
     step_limit: int | None = option(None, at_least=1, help="the longest episode; default: the benchmark's own")

@@ -86,8 +86,16 @@ def _section(schema: type, section: type, value: Any, key: str, source: str) -> 
         elif "[" in key:
             raise UserError(f"{source}: unknown key '{shown(at)}'; {nearest(name, list(hints))}")
         else:
-            raise unknown(schema, at, source)
+            raise unknown(schema, _first_leaf(at, one), source)
     return made
+
+
+def _first_leaf(key: str, value: Any) -> str:
+    """The first whole key below an unknown one, which says more of what was meant."""
+    while isinstance(value, dict) and value:
+        name, value = next(iter(value.items()))
+        key = f"{key}.{name}"
+    return key
 
 
 def _said_of_section(hints: dict[str, Any], value: Any, key: str) -> str:
