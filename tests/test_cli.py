@@ -44,11 +44,12 @@ def test_the_commands_and_options_do_not_grow_unnoticed():
         "eval-vqa": COMMON,
         "eval-rollout": COMMON,
         "eval": COMMON,
+        "check": {"pipeline", "overrides"},
         "report": {"runs", "--out", "--overwrite", "--json"},
     }
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], *([name, "--help"] for name in (*STAGES, "report"))])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], *([name, "--help"] for name in (*STAGES, "check", "report"))])
 def test_asking_for_help_imports_neither_torch_nor_lerobot(arguments):
     code = (
         "import sys\nfrom vla_tune.cli import app\n"
@@ -66,7 +67,7 @@ def test_asking_for_help_imports_neither_torch_nor_lerobot(arguments):
         (["train", "dmo"], "there is no shipped pipeline 'dmo'; did you mean 'demo'?"),
         (["train", "demo", "train.stesp=3"], "unknown key 'train.stesp'; did you mean 'train.steps'?"),
         (["train", "demo", "train.steps=-4"], "train.steps=-4: must be at least 1"),
-        (["train", "demo", "train.steps=many"], "command line: Value 'many'"),
+        (["train", "demo", "train.steps=many"], "command line: train.steps=many: must be a whole number"),
         (["train", "demo", "method.name=aegi"], "unknown method; did you mean 'aegis'?"),
         (["train", "demo", "steps"], "an override is written KEY=VALUE"),
         (["train", "./nowhere.yaml"], "there is no file"),
@@ -82,10 +83,10 @@ def test_bad_input_ends_with_one_message_and_code_2(arguments, message):
     assert "Traceback" not in ended.output
 
 
-@pytest.mark.parametrize("command", STAGES)
+@pytest.mark.parametrize("command", [*STAGES, "check"])
 def test_every_stage_tells_errors_by_their_exit_codes(monkeypatch, command):
     for error, code in ((UserError("wrong"), 2), (RunError("broke"), 1), (KeyboardInterrupt(), 130)):
-        raising(monkeypatch, STAGES[command], error)
+        raising(monkeypatch, STAGES.get(command, command), error)
         ended = call(command, "demo")
         assert ended.exit_code == code
         assert "Traceback" not in ended.output

@@ -41,6 +41,12 @@ def _is_shown(character: str) -> bool:
     return character in "\n\t" or not (character in TURNING or unicodedata.category(character) in ("Cc", "Cs"))
 
 
+def brief(value: object) -> str:
+    """A value of the user's as a message shows it: on one line, at most 120 characters."""
+    text = shown(" ".join(str(value).split()))
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether a write failed for want of room; safetensors tells it in words alone."""
     return getattr(error, "errno", None) == errno.ENOSPC or (type(error).__name__ == "SafetensorError" and "os error 28" in str(error))
@@ -78,9 +84,15 @@ def is_denied(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename is not None
 
 
+def folded(name: str) -> str:
+    """A name in lower case and with one kind of dash, so that `WiSE-FT` is `wise_ft`."""
+    return name.strip().casefold().replace("-", "_").replace(" ", "_")
+
+
 def nearest(name: str, known: list[str]) -> str:
-    """`; did you mean 'x'?` for the closest known name, else a list of what is known."""
+    """`did you mean 'x'?` for the closest known name, else a list of what is known."""
     from difflib import get_close_matches
 
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    names = {folded(one): one for one in known}
+    close = get_close_matches(folded(name), names, n=1, cutoff=0.5)
+    return f"did you mean '{names[close[0]]}'?" if close else f"known: {', '.join(sorted(known))}"

@@ -129,7 +129,7 @@ def test_an_option_without_what_it_needs_is_refused(pipeline):
 
 @given(size=st.integers(1, 200), parts=st.integers(1, 300))
 def test_what_is_proposed_for_a_batch_that_cannot_be_split_can_be(size, parts):
-    config = Config(name="")
+    config = Config(name="mine")
     config.train.batch_size, config.train.accumulate = size, parts
     if size % parts == 0:
         check(config)

@@ -2,7 +2,8 @@
 
 from vla_tune.config.check import walk
 from vla_tune.config.compare import completed, departures, differences
-from vla_tune.config.load import find_file, load_config, read_yaml, structured
+from vla_tune.config.load import find_file, load_config, structured
+from vla_tune.config.reading import read_yaml
 from vla_tune.config.schema import AnchorConfig, Config, DataConfig, PolicyConfig, RolloutConfig, StreamTask
 from vla_tune.config.values import option_of, own_options, protects, value_of
 from vla_tune.methods.options import STREAM_METHODS as STRATEGIES

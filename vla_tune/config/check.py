@@ -7,12 +7,14 @@ import re
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 from typing import Any
 
-from vla_tune.config.schema import Config, StreamConfig, TrainConfig
+from vla_tune.config.arithmetic import check_arithmetic
+from vla_tune.config.places import check_folder, check_manifests
+from vla_tune.config.schema import Config, DataConfig, StreamConfig
 from vla_tune.config.values import value_of
-from vla_tune.errors import UserError, nearest
+from vla_tune.config.words import check_device_name, check_name
+from vla_tune.errors import UserError, brief, nearest
 from vla_tune.fields import Option, option_of_field
 from vla_tune.methods.options import STREAM_METHODS, TASK_METHODS, MethodConfig, section_of
 
@@ -77,7 +79,11 @@ def check(config: Config) -> None:
     _check_section(config)
     _check_method(config.method.name, of_stream=bool(config.stream.tasks))
     _check_needs(config, config)
-    _check_micro_batches(config.train)
+    check_name(config.name)
+    check_device_name(config.device)
+    check_manifests(config)
+    _check_data(config.data)
+    check_arithmetic(config)
     _check_compile(config)
     _check_stream(config.stream)
 
@@ -133,18 +139,16 @@ def _check_method(name: str, *, of_stream: bool) -> None:
     raise UserError(f"method.name={name}: it learns {why}; known here: {', '.join(names)}")
 
 
-def _check_micro_batches(train: TrainConfig) -> None:
-    size, parts = train.batch_size, train.accumulate
-    if size % parts == 0:
-        return
-    sizes = [near for near in (size // parts * parts, (size // parts + 1) * parts) if near]
-    fewer = next(number for number in range(parts, 0, -1) if size % number == 0)
-    more = next((number for number in range(parts, size + 1) if size % number == 0), fewer)
-    numbers = " or ".join(map(str, sorted({fewer, more})))
-    raise UserError(
-        f"train.accumulate={parts}: must divide train.batch_size={size}; set train.batch_size={' or '.join(map(str, sizes))}, "
-        f"or train.accumulate={numbers}"
-    )
+def _check_data(data: DataConfig) -> None:
+    """One dataset is named, so that none is left out without a word."""
+    for key, value in {"data.repo_id": data.repo_id, "data.root": data.root}.items():
+        if data.manifest is not None and value is not None:
+            raise UserError(
+                f"{key}={brief(value)}: would be left out beside data.manifest={data.manifest}; a LeRobotDataset takes data.manifest=null "
+                f"data.repo_id=NAME, and data.root=FOLDER where it is here"
+            )
+    if data.root is not None and data.repo_id is None:
+        raise UserError(f"data.root={brief(data.root)}: name the dataset too, data.repo_id=NAME (any name will do for a folder)")
 
 
 def _check_compile(config: Config) -> None:
@@ -165,5 +169,5 @@ def _check_stream(stream: StreamConfig) -> None:
             raise UserError(f"stream.tasks: '{name}': a name is of letters, digits, spaces and _.+-, and files are called by it")
         if names.count(name) > 1:
             raise UserError(f"stream.tasks: two are called '{name}'; results are told apart by name")
-    if stream.folder and not Path(stream.folder).expanduser().is_dir():
-        raise UserError(f"stream.folder={stream.folder}: there is no such folder")
+    if stream.folder:
+        check_folder("stream.folder", stream.folder)

@@ -140,7 +140,9 @@ class TrainConfig:
     warmup_steps: int = option(50, at_least=0, help="steps in which the learning rate rises to lr")
     weight_decay: float | None = option(None, at_least=0, help="of the optimizer; default: lerobot's preset of the policy")
     betas: list[float] | None = option(None, at_least=0, below=1, length=2, help="of Adam; default: lerobot's preset of the policy")
-    grad_clip_norm: float | None = option(None, above=0, help="norm that gradients are clipped to; default: lerobot's preset of the policy")
+    grad_clip_norm: float | None = option(
+        None, at_least=0, help="norm that gradients are clipped to, 0: none; default: lerobot's preset of the policy"
+    )
     log_every: int = option(10, at_least=1, help="steps from one row of metrics.jsonl to the next")
     trackers: list[str] = option([], choices=("tensorboard", "wandb", "trackio"), help="where figures go beside metrics.jsonl")
     eval_every: int = option(0, at_least=0, help="steps from one measurement beside the training loss to the next; 0: never")
@@ -182,7 +184,10 @@ class RolloutConfig:
     )
     episodes: int = option(60, at_least=1, help="in all, dealt evenly over the tasks; in a stream as many of each task")
     first_seed: int = option(
-        10_000, at_least=0, help="the seed of each task's first episode, the others count on; for LIBERO the number of an initial state"
+        10_000,
+        at_least=0,
+        at_most=MOST_SEED // 2,
+        help="the seed of each task's first episode, the others count on; for LIBERO the number of an initial state",
     )
     n_action_steps: int = option(8, at_least=1, help="actions of a chunk that are executed before the next is predicted")
     step_limit: int | None = option(None, at_least=1, help="the longest episode; default: the benchmark's own")

@@ -109,8 +109,7 @@ class StreamLearner(Learner, ABC):
     known_parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Config, base: str | None = None) -> None:
-        from vla_tune.policies.devices import on_device
-        from vla_tune.policies.loading import check_device
+        from vla_tune.policies.devices import check_device, on_device
         from vla_tune.vlm.loading import vlm_source
 
         config = on_device(config)

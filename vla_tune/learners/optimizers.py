@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,7 @@ def as_asked(
     optimizer = preset.build(groups)
     if not train.reference:
         fuse(optimizer)
-    return optimizer, schedule.build(optimizer, train.steps), preset.grad_clip_norm
+    return optimizer, schedule.build(optimizer, train.steps), preset.grad_clip_norm or math.inf  # 0 is lerobot's word for no clipping
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:

@@ -12,7 +12,8 @@ from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_me
 from vla_tune.data.statistics import scalable
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.loading import check_device, load_processors, new_policy
+from vla_tune.policies.devices import check_device
+from vla_tune.policies.loading import load_processors, new_policy
 from vla_tune.policies.starting import load_start
 from vla_tune.vlm.loading import vlm_source
 

@@ -22,6 +22,11 @@ OWN = {
 }
 
 
+def adapters() -> dict[str, str]:
+    """Where the adapter of each policy type is, `module:class`."""
+    return {**{entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}, **OWN}
+
+
 def adapter_class(kind: str) -> type[PolicyAdapter]:
     """The adapter of a policy type.
 
@@ -29,7 +34,7 @@ def adapter_class(kind: str) -> type[PolicyAdapter]:
         UserError: there is none; the message lists those that there are.
 
     """
-    known = {**{entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}, **OWN}
+    known = adapters()
     if kind not in known:
         raise UserError(
             f"policy type '{kind}' has no adapter; those that have: {', '.join(sorted(known))}; docs/adapters.md says how to write one"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vla_tune.console import say
+from vla_tune.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -18,6 +19,14 @@ def resolve_device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Stop where torch cannot use the device."""
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # a build without this kind of device raises all kinds
+        raise UserError(f"device={device}: torch cannot use it here ({one_line(error)}); use device=cpu") from None
 
 
 def on_device(config: Config) -> Config:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vla_tune.errors import UserError, nearest, one_line
 from vla_tune.policies import adapt, adapter_class
+from vla_tune.policies.devices import check_device
 from vla_tune.vlm.loading import load_vlm, quiet
 from vla_tune.vlm.parts import decoder_of
 
@@ -134,14 +135,6 @@ def policy_vlm(path: str, named: str) -> str:
     """The VLM folder or Hub id to open a policy with: the `vlm/` beside its folder, else what it names."""
     beside = Path(path).resolve().parent / "vlm"
     return str(beside) if beside.is_dir() and Path(path).is_dir() else named
-
-
-def check_device(device: str) -> None:
-    """Stop where torch cannot use the device."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device}: torch cannot use it here ({one_line(error)}); use device=cpu") from None
 
 
 def load_processors(

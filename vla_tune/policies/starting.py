@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.loading import check_device, load_policy, new_policy
+from vla_tune.policies.devices import check_device
+from vla_tune.policies.loading import load_policy, new_policy
 from vla_tune.vlm.loading import vlm_source
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from vla_tune.config import Config
 from vla_tune.console import say, table
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
-from vla_tune.policies.devices import on_device
-from vla_tune.policies.loading import check_device, grafted_vlm, load_policy, policy_config, policy_vlm
+from vla_tune.policies.devices import check_device, on_device
+from vla_tune.policies.loading import grafted_vlm, load_policy, policy_config, policy_vlm
 from vla_tune.policies.weights import MovedGroup, moved_groups, weights_digest
 from vla_tune.reports.tables import p_value
 from vla_tune.stages import stream
