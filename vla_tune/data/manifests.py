@@ -280,9 +280,20 @@ def _check_benchmark(manifest: BenchmarkManifest, source: str) -> None:
     if manifest.pictures is not None and manifest.columns.image_id is None:
         raise UserError(f"{source}: columns.image_id: pictures are found by it, so it must be named")
     local = (Path(manifest.dataset).expanduser() / QUESTIONS_FILE).is_file()
+    _check_globs(manifest, ("anchor", "test", "pictures"), source)
     for key in () if local else ("anchor", "test"):
         if not getattr(manifest, key):
             raise UserError(f"{source}: {key}: name the parquet files of the data set that serve as it, for example data/test-*.parquet")
+
+
+def _check_globs(manifest: Manifest, keys: tuple[str, ...], source: str) -> None:
+    """A data set's files lie in its folder, and `**` stands for folders."""
+    for key in keys:
+        parts = (getattr(manifest, key) or "").split("/")
+        if ".." in parts or (parts[0] == "" and len(parts) > 1) or any("**" in part and part != "**" for part in parts):
+            raise UserError(
+                f"{source}: {key}: '{getattr(manifest, key)}' is no glob of files in the data set, such as data/{key}-*.parquet"
+            )
 
 
 def _check_labelled(manifest: LabelledManifest, source: str) -> None:
@@ -326,6 +337,7 @@ def _check_read(manifest: LabelledManifest, source: str) -> None:
     if holds_index(manifest.dataset):
         _check_unused(manifest, _FILE_KEYS, f"a dataset with {INDEX_FILE}", source)
         return
+    _check_globs(manifest, ("train", "test"), source)
     for key in ("train", "test"):
         if not getattr(manifest, key):
             raise UserError(f"{source}: {key}: name the parquet files of the data set that serve as it, for example data/{key}-*.parquet")

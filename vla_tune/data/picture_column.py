@@ -32,7 +32,7 @@ BUDGET = 40_000_000
 
 
 @dataclass
-class RgbImage(Image):  # type: ignore[misc] - datasets is untyped
+class RgbImage(Image):  # type: ignore[misc]  # datasets is untyped
     """A feature of `datasets`: what is stored is `Stored`, what is read is RGB.
 
     Raises:
