@@ -107,7 +107,7 @@ def test_a_damaged_picture_is_named(quick_overrides, tmp_path):
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     config = load_config("stream-drawn", [*quick_overrides, f"stream.tasks=[{{name: mine, manifest: {tmp_path}}}]"])
-    with pytest.raises(UserError, match=r"mine, train: the picture .*1\.png is damaged"):
+    with pytest.raises(UserError, match=r"index\.csv, row 2: 1\.png: the picture is damaged"):
         train.run(config, tmp_path / "run")
 
 

@@ -158,9 +158,9 @@ def test_annotators_answers_come_with_the_most_frequent_first(tmp_path):
     [
         ("{", r"qa\.jsonl:1: not a JSON object"),
         ('{"image": "images/0.png", "question": "what?"}', r"qa\.jsonl:1.*answer"),
-        ('{"image": "images/99.png", "question": "what?", "answer": "x"}', r"qa\.jsonl:1: image: there is no picture .*99\.png"),
+        ('{"image": "images/99.png", "question": "what?", "answer": "x"}', r"qa\.jsonl:1: image: there is no file .*99\.png"),
         ('{"image": "images/0.png", "question": "what?", "answer": "x", "split": "dev"}', r"split: 'dev' is neither of train and test"),
-        ('{"image": "images/0.png", "question": "what?", "answers": []}', r"answers: question .* has fewer than the 1"),
+        ('{"image": "images/0.png", "question": "what?", "answers": []}', r"qa\.jsonl:1: answers: there is none"),
         ('{"image": "images/0.png", "question": "what?", "answer": "x", "split": "train"}', r"no question for the test split"),
         ("", r"qa\.jsonl: no question in it"),
     ],
@@ -257,11 +257,11 @@ def test_pictures_in_files_of_their_own(tmp_path):
         ({"columns": {"question": "text"}}, r"columns\.question: .* has no column 'text'; it has .*question_id"),
         ({"columns": {"type": "category"}}, r"columns\.type"),
         ({"test": "data/val-*.parquet"}, r"no file fits data/val-\*\.parquet"),
-        ({"columns": {"answers": "question"}}, r"answers: question .* has fewer than the 2 that metric=vqa takes"),
+        ({"columns": {"answers": "question"}}, r"row 0: answers: there are fewer than the 2 that metric=vqa takes"),
         ({"columns": {"question_id": "image_id"}}, r"question_id: 0 stands for several"),
         (
             {"metric": "choice", "prompt": "{question} {choices}", "columns": {"answers": "question", "choices": "options"}},
-            "the answers of row 0 are not understood",
+            "row 0: answers: it is not the number of one of the 3 options, counted from 0; here it is 'which is 0\\?'",
         ),
     ],
 )

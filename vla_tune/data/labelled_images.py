@@ -6,20 +6,18 @@ Pictures stay as they came, and are read, as RGB, when they are looked at.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.store import made_once
 from vla_tune.data.drawings import DRAWINGS_VERSION, FAMILIES, drawing
-from vla_tune.data.manifests import INDEX_FILE, LabelledManifest, holds_index, load_manifest
+from vla_tune.data.indexed_pictures import SPLITS, indexed
+from vla_tune.data.manifests import LabelledManifest, holds_index, load_manifest
 from vla_tune.data.parquet import column_values, fetched_folder, parquet_table
 from vla_tune.errors import UserError, nearest
 from vla_tune.resources import cache_folder
@@ -27,10 +25,8 @@ from vla_tune.resources import cache_folder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SPLITS = ("train", "test")
 TRAIN_SHARE = 0.8
 """Of the rows, where train and test are cut from the same files."""
-INDEX_COLUMNS = ("file", "label", "split")
 DRAWN_FILE = "pictures.parquet"
 
 type Labels = list[str] | list[int]
@@ -67,7 +63,9 @@ def labelled_images(manifest_name: str, split: str) -> LabelledImages:
         UserError: the manifest is not one of labelled pictures, they cannot be read or fetched, or a label is not understood.
 
     """
-    from datasets import Dataset, Features, Image, Value, concatenate_datasets
+    from datasets import Dataset, Features, Value, concatenate_datasets
+
+    from vla_tune.data.picture_column import RgbImage, check_pictures
 
     if split not in SPLITS:
         raise UserError(f"split: '{split}' is neither of train and test")
@@ -79,23 +77,31 @@ def labelled_images(manifest_name: str, split: str) -> LabelledImages:
         raise UserError(f"{_name(manifest)}: there is no picture for the {split} split")
     classes = manifest.classes or _worded(rows.known, manifest)
     numbers = Dataset.from_dict({"label": _numbers(rows.labels, list(classes), manifest)}, features=Features({"label": Value("int64")}))
-    try:
-        pictures = rows.pictures.cast_column("image", Image(mode="RGB"))
-    except Exception:  # pyarrow's and datasets' words on it name neither the column nor the data set
-        raise UserError(f"columns.image: '{manifest.columns.image}' of {manifest.dataset} holds no pictures") from None
     order = sorted(range(len(numbers)), key=lambda number: hashlib.sha256(str(number).encode()).digest())
-    return LabelledImages(concatenate_datasets([pictures, numbers], axis=1).select(order), list(classes.values()), manifest.templates)
+    images = concatenate_datasets([rows.pictures, numbers], axis=1).cast_column("image", RgbImage()).select(order)
+    if manifest.generator is None:
+        check_pictures(images, f"{manifest_name}, {split}")
+    return LabelledImages(images, list(classes.values()), manifest.templates)
 
 
 def words_of(label: str) -> str:
     """A label as words in lower case: under_scores are spaces, and CamelCase falls apart."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label.replace("_", " ")).lower()
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFC", label).replace("_", " "))
+    return " ".join(spaced.lower().split())
 
 
 def _rows(manifest: LabelledManifest, split: str) -> _Rows:
     if manifest.generator is not None:
         return _drawn(manifest, split)
     return _from_index(manifest, split) if holds_index(manifest.dataset) else _from_parquet(manifest, split)
+
+
+def _from_index(manifest: LabelledManifest, split: str) -> _Rows:
+    from vla_tune.data.picture_column import picture_column
+
+    rows, held = indexed(Path(manifest.dataset).expanduser(), split)
+    labels = [row["label"] for row in rows if row["split"] == split]
+    return _Rows(picture_column(held), labels, list(dict.fromkeys(row["label"] for row in rows)))
 
 
 def _name(manifest: LabelledManifest) -> str:
@@ -131,14 +137,15 @@ def _numbers(labels: Labels, classes: list[str], manifest: LabelledManifest) -> 
 def _drawn(manifest: LabelledManifest, split: str) -> _Rows:
     """Drawn once and kept under the cache folder; classes take turns."""
     import pyarrow.parquet as pq
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
+
+    from vla_tune.data.picture_column import picture_column
 
     count: int = getattr(manifest.per_class, split)
     look = "-mirrored" if manifest.mirrored else ""
     key = f"{manifest.family}{look}-{DRAWINGS_VERSION}-seed-{manifest.seed}-{split}-{count}"
     file = made_once(cache_folder() / "drawings" / key / DRAWN_FILE, lambda target: _draw(target, manifest, split, count))
-    pictures = Dataset(InMemoryTable(pq.read_table(file).combine_chunks()))
+    stored = ({**row, "where": str(file)} for row in pq.read_table(file)["image"].to_pylist())
+    pictures = picture_column(stored)
     labels = list(FAMILIES[manifest.family])
     return _Rows(pictures, labels * count, labels)
 
@@ -160,90 +167,6 @@ def _draw(file: Path, manifest: LabelledManifest, split: str, count: int) -> Non
     pq.write_table(pa.Table.from_pylist(rows, schema=Features({"image": ImageFeature()}).arrow_schema), file)
 
 
-# A folder or a .zip with index.csv.
-
-
-def _from_index(manifest: LabelledManifest, split: str) -> _Rows:
-    """The rows of `index.csv`; a folder's pictures stay in their files, a zip's are held in memory."""
-    from datasets import Dataset, Features, Image
-
-    place = Path(manifest.dataset).expanduser()
-    table = _zipped(place) if place.suffix == ".zip" else _read_index((place / INDEX_FILE).read_bytes(), place)
-    own = [row for row in table if row["split"] == split]
-    held = _pictures_of_zip(place, own) if place.suffix == ".zip" else _pictures_of_folder(place, own)
-    pictures = Dataset.from_dict({"image": held}, features=Features({"image": Image()}))
-    return _Rows(pictures, [row["label"] for row in own], list(dict.fromkeys(row["label"] for row in table)))
-
-
-def _zipped(place: Path) -> list[dict[str, str]]:
-    try:
-        with zipfile.ZipFile(place) as archive:
-            return _read_index(archive.read(INDEX_FILE), place)
-    except FileNotFoundError:
-        raise UserError(f"dataset: there is no file {place}") from None
-    except KeyError:
-        raise UserError(f"{place}: it holds no {INDEX_FILE} at its top; pack the files of the folder, not the folder") from None
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{place}: not readable as a zip: {error}") from None
-
-
-def _read_index(content: bytes, place: Path) -> list[dict[str, str]]:
-    """The rows as `{file, label, split}`; every file once."""
-    where = f"{place}: {INDEX_FILE}"
-    try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), strict=True)
-        found = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{where}: not readable as a table: {error}") from None
-    for name in INDEX_COLUMNS:
-        if name not in (reader.fieldnames or ()):
-            raise UserError(f"{where}: there is no column '{name}'; it has {', '.join(reader.fieldnames or ()) or 'none'}")
-    rows, seen = [], set[str]()
-    for number, row in enumerate(found, 1):
-        values = {name: (row[name] or "").strip() for name in INDEX_COLUMNS}
-        if not values["file"] or not values["label"] or values["split"] not in SPLITS:
-            raise UserError(f"{where}, row {number}: file and label must be given, and split be train or test: {values}")
-        if values["file"] in seen:
-            raise UserError(f"{where}, row {number}: {values['file']} is listed twice; a picture has one label and one split")
-        seen.add(values["file"])
-        rows.append(values)
-    return rows
-
-
-def _pictures_of_folder(place: Path, rows: Iterable[dict[str, str]]) -> list[dict[str, Any]]:
-    files = [place / row["file"] for row in rows]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{place}: {INDEX_FILE}: there is no picture {file}")
-        _check_picture(file, file)
-    return [{"bytes": None, "path": str(file.resolve())} for file in files]
-
-
-def _pictures_of_zip(place: Path, rows: Iterable[dict[str, str]]) -> list[dict[str, Any]]:
-    held = []
-    with zipfile.ZipFile(place) as archive:
-        for row in rows:
-            try:
-                content = archive.read(row["file"])
-            except KeyError:
-                raise UserError(f"{place}: {INDEX_FILE}: there is no picture {row['file']} in it") from None
-            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:  # damaged, locked, packed in a rare way
-                raise UserError(f"{place}: {row['file']} cannot be read from it: {error}") from None
-            _check_picture(io.BytesIO(content), f"{place}: {row['file']}")
-            held.append({"bytes": content, "path": row["file"]})
-    return held
-
-
-def _check_picture(file: Path | io.BytesIO, where: object) -> None:
-    """That Pillow knows it, by its first bytes."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        Image.open(file).close()
-    except (UnidentifiedImageError, OSError):
-        raise UserError(f"{where}: not readable as a picture") from None
-
-
 # Parquet files.
 
 
@@ -251,15 +174,18 @@ def _from_parquet(manifest: LabelledManifest, split: str) -> _Rows:
     """The rows of a split's files; where both splits are the same files, its part of them."""
     from datasets import ClassLabel
 
+    from vla_tune.data.picture_column import column_of
+
     columns, pattern = manifest.columns, getattr(manifest, split)
     named = bool(manifest.classes)
     folder = fetched_folder(manifest, [pattern] if named else [manifest.train, manifest.test])
     table = parquet_table(folder, pattern, manifest)
     for key in ("image", "label"):
         _check_column(table, key, getattr(columns, key), manifest)
+    pictures = column_of(table, columns.image, folder, manifest.dataset)
     if manifest.split_seed is not None:
-        table = table.select(_dealt(len(table), manifest.split_seed)[split])
-    pictures = table.select_columns([columns.image]).rename_columns({columns.image: "image"})
+        own = _dealt(len(table), manifest.split_seed)[split]
+        table, pictures = table.select(own), pictures.select(own)
     labels, feature = _labels(table, manifest), table.features.get(columns.label)
     if named:
         return _Rows(pictures, labels, [])
@@ -285,7 +211,7 @@ def _labels(table: Dataset, manifest: LabelledManifest) -> Labels:
         return [feature.names[_place(value, len(feature.names), manifest)] for value in values]
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         return values
-    if all(isinstance(value, str) for value in values):
+    if all(isinstance(value, str) and value.strip() for value in values):
         return values
     raise UserError(f"columns.label: '{name}' of {manifest.dataset} holds neither a text nor a whole number in every row")
 

@@ -280,9 +280,19 @@ def _check_benchmark(manifest: BenchmarkManifest, source: str) -> None:
     if manifest.pictures is not None and manifest.columns.image_id is None:
         raise UserError(f"{source}: columns.image_id: pictures are found by it, so it must be named")
     local = (Path(manifest.dataset).expanduser() / QUESTIONS_FILE).is_file()
-    for key in () if local else ("anchor", "test"):
-        if not getattr(manifest, key):
-            raise UserError(f"{source}: {key}: name the parquet files of the data set that serve as it, for example data/test-*.parquet")
+    _check_globs(manifest, () if local else ("anchor", "test"), source)
+    _check_globs(manifest, ("pictures",) if manifest.pictures is not None else (), source)
+
+
+def _check_globs(manifest: Manifest, keys: tuple[str, ...], source: str) -> None:
+    """A data set's files lie in its folder, and `**` stands for whole folders."""
+    for key in keys:
+        parts = getattr(manifest, key).split("/")
+        if ".." in parts or not parts[0] or any("**" in part and part != "**" for part in parts):
+            raise UserError(
+                f"{source}: {key}: name the parquet files of the data set that serve as it, for example data/{key}-*.parquet; "
+                f"here it is '{getattr(manifest, key)}'"
+            )
 
 
 def _check_labelled(manifest: LabelledManifest, source: str) -> None:
@@ -326,9 +336,7 @@ def _check_read(manifest: LabelledManifest, source: str) -> None:
     if holds_index(manifest.dataset):
         _check_unused(manifest, _FILE_KEYS, f"a dataset with {INDEX_FILE}", source)
         return
-    for key in ("train", "test"):
-        if not getattr(manifest, key):
-            raise UserError(f"{source}: {key}: name the parquet files of the data set that serve as it, for example data/{key}-*.parquet")
+    _check_globs(manifest, ("train", "test"), source)
     if (manifest.train == manifest.test) != (manifest.split_seed is not None):
         raise UserError(f"{source}: split_seed: it is needed where train and test are the same files, and only there")
 

@@ -37,35 +37,18 @@ CHUNK = 256
 class Pixels:
     """Row numbers `[n]` to what CLIP reads of those pictures, `[n, 3, height, width]`.
 
-    title: what they are of. whole: all of them, where they are in memory.
+    whole: all of them, where they are in memory.
     """
 
     known: LabelledImages
     prepare: Any
-    title: str
     whole: Tensor | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
         if self.whole is not None:
             return self.whole[rows]
-        try:
-            pictures = self.known.images[rows.tolist()]["image"]
-        except OSError as error:
-            raise UserError(f"{self.title}: the picture {self._damaged(rows)} is damaged ({error})") from None
-        pixels: Tensor = self.prepare(pictures, return_tensors="pt")["pixel_values"]
+        pixels: Tensor = self.prepare(self.known.images[rows.tolist()]["image"], return_tensors="pt")["pixel_values"]
         return pixels
-
-    def _damaged(self, rows: Tensor) -> str:
-        """The file of the first of these pictures that cannot be decoded."""
-        from datasets import Image
-
-        stored = self.known.images.cast_column("image", Image(decode=False))
-        for row in rows.tolist():
-            try:
-                self.known.images[row]
-            except OSError:
-                return stored[row]["image"]["path"] or f"number {row}"
-        return "of one row"
 
 
 class Pictures(StreamLearner):
@@ -231,7 +214,7 @@ class Pictures(StreamLearner):
 
     def _reader(self, known: LabelledImages, title: str) -> Pixels:
         """A set's pictures, in memory where all of them fit into `data.cache_mb`."""
-        pixels, count = Pixels(known, self.processor.image_processor, title), len(known.images)
+        pixels, count = Pixels(known, self.processor.image_processor), len(known.images)
         if pixels(torch.zeros(1, dtype=torch.long)).numel() * 4 * count > self.config.data.cache_mb * 1e6:
             return pixels
         parts = []

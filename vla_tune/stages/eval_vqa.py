@@ -106,6 +106,8 @@ def _own_vlm(path: str) -> str:
 
 def _evaluate(config: Config, run: Path, draft: Draft) -> Artifact:
     anchor = _open_anchor(config, run)
+    questions = vqa_questions(config.vqa.manifest, "test", config.vqa.questions)  # what is wrong with them is told before a VLM is opened
+    seen = vqa_questions(config.vqa.manifest, "anchor")
     pair = open_pair(config, run)
     if anchor is not None and anchor.artifact.metrics.get("base") != pair.base_digest:
         raise UserError(
@@ -113,8 +115,6 @@ def _evaluate(config: Config, run: Path, draft: Draft) -> Artifact:
             f"make one with `vla-tune anchor {config.pipeline}`, or give another anchor.path"
         )
     _show_weights(pair)
-    questions = vqa_questions(config.vqa.manifest, "test", config.vqa.questions)
-    seen = vqa_questions(config.vqa.manifest, "anchor")
     metric = metric_of(config.vqa.manifest)
     blind = scores(metric, _blind_answers(seen, questions), questions)
     settings: dict[str, Any] = {"batch_size": config.vqa.batch_size, "max_new_tokens": config.vqa.max_new_tokens}

@@ -6,6 +6,7 @@ of the same kind. Made once, kept under the cache folder, and checked before reu
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,7 @@ def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> D
         UserError: the manifest is not one of questions, the split has fewer, or they cannot be read.
 
     """
-    from vla_tune.vqa.benchmarks import benchmark_questions
+    from vla_tune.vqa.benchmarks import benchmark_questions, check_question_pictures
 
     manifest = load_manifest(manifest_name)
     if isinstance(manifest, DemonstrationsManifest | LabelledManifest):
@@ -64,7 +65,9 @@ def vqa_questions(manifest_name: str, split: str, count: int | None = None) -> D
         raise UserError(f"{SIZE_KEYS[split]}={count}: the {split} split of '{manifest_name}' has {total} questions")
     wanted = total if count is None else count
     if benchmark is not None:
-        return benchmark.select(range(wanted))
+        chosen = benchmark.select(range(wanted))
+        check_question_pictures(chosen, manifest_name)
+        return chosen
     assert isinstance(manifest, VqaManifest)
     return _read(_stored(manifest, split), wanted)
 
@@ -76,8 +79,12 @@ def metric_of(manifest_name: str) -> str:
 
 
 def questions_digest(questions: Dataset) -> str:
-    """`sha256:...` of questions, answers and pictures (by content hash)."""
-    return table_digest(questions.remove_columns("image").to_dict())
+    """`sha256:...` of questions, answers and pictures, by their content: a benchmark's `image_id` may be a name."""
+    from vla_tune.data.picture_column import content_id, stored_pictures
+
+    in_files = functools.cache(lambda path: content_id({"bytes": None, "path": path}))  # many questions share a picture
+    pictures = [in_files(one["path"]) if one["bytes"] is None else content_id(one) for one in stored_pictures(questions)]
+    return table_digest({**questions.remove_columns("image").to_dict(), "image": pictures})
 
 
 def generate[S: Drawable](
