@@ -49,6 +49,8 @@ class Videos:
             if nearest is None or abs(nearest.time - time) >= self._tolerance_s:
                 found = "nothing" if nearest is None else f"one at {nearest.time:.4f} s"
                 raise ValueError(f"it has no frame at {time:.4f} s (the nearest: {found})")
+            if nearest.is_corrupt:
+                raise ValueError(f"its frame at {time:.4f} s is damaged")
             pictures.append(torch.from_numpy(nearest.to_ndarray(format="rgb24")).permute(2, 0, 1))
         return torch.stack(pictures)
 
