@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.store import made_once
-from vla_tune.console import warn
-from vla_tune.data.features import ACTION, STATE, policy_features
+from vla_tune.data.features import ACTION, STATE, is_colour, policy_features
 from vla_tune.data.manifests import GENERATORS, DemonstrationsManifest, load_manifest, manifest_digest
 from vla_tune.errors import UserError, nearest, one_line
 from vla_tune.resources import cache_folder
@@ -221,17 +220,13 @@ def check_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename
 
 
 def _check_pictures(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename: dict[str, str]) -> None:
-    wanted, found = set(policy.image_features), {rename.get(key, key) for key in meta.camera_keys}
+    wanted, found = set(policy.image_features), {rename.get(key, key) for key, feature in meta.features.items() if is_colour(feature)}
     unknown, missing = sorted(found - wanted), sorted(wanted - found)
     if not wanted & found or (unknown and missing):
         raise UserError(
             f"the dataset '{meta.repo_id}' has the pictures {_names(unknown)}, which the policy lacks; it reads {_names(sorted(wanted))}: "
             "say which is which with data.rename={theirs: the policy's}, or start from policy.base_vlm, which takes the dataset's"
         )
-    if unknown:
-        warn(f"the policy does not read the dataset's {_names(unknown)}")
-    if missing:
-        warn(f"the dataset lacks the policy's {_names(missing)}; it is trained without")
 
 
 def _check_vector(meta: LeRobotDatasetMetadata, key: str, shape: tuple[int, ...], normalization: str) -> None:
