@@ -256,7 +256,7 @@ def test_a_frame_that_cannot_be_read_is_named(small_videos, tmp_path, workers):
     dataset = LeRobotDataset("local/videos", root=root, video_backend="pyav", return_uint8=True)
     damaged.write_bytes(damaged.read_bytes()[:200])
     batches = data.training_batches(data.opened(dataset, 0), [4], batch_size=1, seed=0, workers=workers)
-    with pytest.raises(RunError, match=r"^one of the frames 4 of the dataset cannot be read: .*file-000.mp4") as stopped:
+    with pytest.raises(RunError, match=rf"^{CAMERAS[1]}, episode 0, frame 4: .*file-000.mp4: ") as stopped:
         next(batches)
     assert "Traceback" not in str(stopped.value)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vla_tune.data.frames import Frames, open_frames
-from vla_tune.errors import RunError, UserError, one_line
+from vla_tune.errors import RunError, UserError
 from vla_tune.programs import cores
 
 if TYPE_CHECKING:
@@ -270,13 +270,10 @@ class _Reader(Dataset[dict[str, Any]]):
 
 
 def _read(frames: Frames, wanted: list[int]) -> dict[str, Any]:
-    from av.error import FFmpegError
-
     try:
         return frames.batch(wanted)
-    except (OSError, ValueError, FFmpegError) as error:
-        told = one_line(error)
-        raise RunError(f"one of the frames {', '.join(map(str, wanted))} of the dataset cannot be read: {told}") from error
+    except UserError as error:  # which it was before the first step
+        raise RunError(str(error)) from None
 
 
 def _unchanged(batch: Any) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.store import made_once
-from vla_tune.console import warn
+from vla_tune.data.features import ACTION, STATE, is_colour, policy_features
 from vla_tune.data.instructions import instructions
 from vla_tune.data.manifests import GENERATORS, DemonstrationsManifest, load_manifest, manifest_digest
 from vla_tune.errors import UserError, nearest, one_line
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
 _EITHER = "data: give either data.manifest (demonstrations that are recorded) or data.repo_id (a LeRobotDataset)"
 CONVERTER = "python -m lerobot.scripts.convert_dataset_v21_to_v30"
-
-
-def policy_features(features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """lerobot's inputs and outputs of a new policy for a dataset's features."""
-    from lerobot.configs import FeatureType
-    from lerobot.utils.feature_utils import dataset_to_policy_features
-
-    known = dataset_to_policy_features(features)
-    outputs = {key: feature for key, feature in known.items() if feature.type is FeatureType.ACTION}
-    return {key: feature for key, feature in known.items() if key not in outputs}, outputs
 
 
 def demonstrations(manifest: DemonstrationsManifest) -> tuple[str, Path]:
@@ -180,8 +170,8 @@ def _no_language(repo_id: str, root: Path) -> UserError:
     )
 
 
-def open_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> LeRobotDataset:
-    """The dataset with the policy's windows (its action chunk), exactly as lerobot's factory makes it.
+def open_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, episodes: Sequence[int] | None = None) -> LeRobotDataset:
+    """The dataset with the policy's windows (its action chunk), exactly as lerobot's factory makes it; of some episodes alone.
 
     Stored pictures come as float32 in 0..1, those of videos as uint8, which lerobot's training turns into floats on the device.
     """
@@ -191,8 +181,9 @@ def open_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig) -> LeRo
     windows = resolve_delta_timestamps(policy, meta)
     # pyav: looking for the default decoder prints tracebacks where FFmpeg is missing.
     try:
+        chosen = None if episodes is None else list(episodes)
         with _as_it_is(meta._requested_root):  # noqa: SLF001 - None for what is the Hub's
-            return LeRobotDataset(meta.repo_id, root=meta.root, delta_timestamps=windows, video_backend="pyav", return_uint8=True)
+            return LeRobotDataset(meta.repo_id, meta.root, chosen, delta_timestamps=windows, video_backend="pyav", return_uint8=True)
     except Exception as error:  # as above: missing or damaged files end at the Hub
         raise _unreadable(meta.repo_id, meta.root, error) from None
 
@@ -204,19 +195,14 @@ def adopt_shapes(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename:
         UserError: they are wider than the policy, or a name that is given for one is not the policy's.
 
     """
-    from lerobot.configs import FeatureType
-    from lerobot.utils.feature_utils import dataset_to_policy_features
-
     for old, new in rename.items():
         if old not in meta.features:
             raise UserError(f"data.rename: the dataset '{meta.repo_id}' has no '{old}'; {nearest(old, sorted(meta.features))}")
         if new not in policy.input_features:
             raise UserError(f"data.rename.{old}: the policy reads no '{new}'; {nearest(new, sorted(policy.input_features))}")
-    features = dataset_to_policy_features(meta.features)
-    actions = {key: one for key, one in features.items() if one.type is FeatureType.ACTION}
-    states = {rename.get(key, key): one for key, one in features.items() if one.type is FeatureType.STATE}
-    states = {key: one for key, one in states.items() if key in policy.input_features}
-    pictures = {rename.get(key, key): one for key, one in features.items() if one.type is FeatureType.VISUAL}
+    inputs, actions = policy_features(meta.features, rename)
+    states = {key: one for key, one in inputs.items() if key == STATE}
+    pictures = {key: one for key, one in inputs.items() if key != STATE}
     for limit, group in (("max_action_dim", actions), ("max_state_dim", states)):
         for key, one in group.items():
             if one.shape[0] > getattr(policy, limit):
@@ -245,23 +231,19 @@ def check_dataset(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename
     _check_pictures(meta, policy, rename)
     own = {new: old for old, new in rename.items()}
     for key, feature in (*policy.input_features.items(), *policy.output_features.items()):
-        if feature.type.value in ("STATE", "ACTION"):
+        if key in (STATE, ACTION):
             mode = policy.normalization_mapping.get(feature.type.value)
             _check_vector(meta, own.get(key, key), tuple(feature.shape), mode.value if mode else "IDENTITY")
 
 
 def _check_pictures(meta: LeRobotDatasetMetadata, policy: PreTrainedConfig, rename: dict[str, str]) -> None:
-    wanted, found = set(policy.image_features), {rename.get(key, key) for key in meta.camera_keys}
+    wanted, found = set(policy.image_features), {rename.get(key, key) for key, feature in meta.features.items() if is_colour(feature)}
     unknown, missing = sorted(found - wanted), sorted(wanted - found)
     if not wanted & found or (unknown and missing):
         raise UserError(
             f"the dataset '{meta.repo_id}' has the pictures {_names(unknown)}, which the policy lacks; it reads {_names(sorted(wanted))}: "
             "say which is which with data.rename={theirs: the policy's}, or start from policy.base_vlm, which takes the dataset's"
         )
-    if unknown:
-        warn(f"the policy does not read the dataset's {_names(unknown)}")
-    if missing:
-        warn(f"the dataset lacks the policy's {_names(missing)}; it is trained without")
 
 
 def _check_vector(meta: LeRobotDatasetMetadata, key: str, shape: tuple[int, ...], normalization: str) -> None:

@@ -1,5 +1,6 @@
-"""Batches of a LeRobotDataset's frames, equal to what lerobot reads and collates, but with pictures as uint8.
+"""Batches of a LeRobotDataset's frames, equal to what lerobot reads and collates, but with pictures as uint8 RGB.
 
+Depth pictures, texts and arrays are left out: no policy here reads them. What the robot measures is a vector, also where it is one number.
 Numbers lie in memory: reading an action window through LeRobotDataset takes 5 ms a frame. Pictures are decoded once into memory where
 they fit, else when they are read.
 """
@@ -10,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vla_tune.console import progress, say
+from vla_tune.data.camera import check_size, filmed_pictures, frame_name, stored_picture
+from vla_tune.data.features import ACTION, OBSERVED, is_colour, is_numeric, picture_size
 from vla_tune.data.instructions import instructions
 from vla_tune.data.videos import Videos
 
@@ -34,7 +36,12 @@ class Frames(Protocol):
     cameras: list[str]
 
     def batch(self, frames: list[int]) -> dict[str, Any]:
-        """These frames (by the dataset's `index`) collated: tensors `[frames, ...]`, `task` a list of instructions."""
+        """These frames (by the dataset's `index`) collated: tensors `[frames, ...]`, `task` a list of instructions.
+
+        Raises:
+            UserError: a picture cannot be read; camera, episode and frame are named.
+
+        """
 
 
 def open_frames(dataset: LeRobotDataset, cache_mb: int) -> Frames:
@@ -42,9 +49,6 @@ def open_frames(dataset: LeRobotDataset, cache_mb: int) -> Frames:
 
     A dataset may hold some episodes alone.
     """
-    if not _is_plain(dataset):
-        say("reading frames through lerobot: the dataset has depth pictures, texts or arrays, which are not held in memory")
-        return LerobotFrames(dataset)
     need = megabytes(dataset.meta, dataset.num_frames)
     fits = need is not None and need <= cache_mb
     if not fits:
@@ -55,58 +59,36 @@ def open_frames(dataset: LeRobotDataset, cache_mb: int) -> Frames:
 
 def megabytes(meta: LeRobotDatasetMetadata, frames: int) -> float | None:
     """What the decoded pictures of so many frames would need, in MB; None where there are videos, which are not held."""
-    if meta.video_keys:
+    sizes = {key: picture_size(feature) or (0, 0) for key, feature in meta.features.items() if is_colour(feature)}
+    if any(key in meta.video_keys for key in sizes):
         return None
-    pixels = sum(int(np.prod(meta.features[key]["shape"])) for key in meta.image_keys)
-    return float(pixels * frames / 1e6)
-
-
-def _is_plain(dataset: LeRobotDataset) -> bool:
-    """Whether there is nothing but colour pictures, numbers and vectors of them."""
-    kinds = {key: feature["dtype"] for key, feature in dataset.meta.features.items()}
-    numbers = [key for key, kind in kinds.items() if kind not in ("image", "video")]
-    plain = all(
-        kinds[key].startswith(("float", "int", "uint", "bool")) and len(dataset.meta.features[key]["shape"]) == 1 for key in numbers
-    )
-    return plain and not dataset.meta.depth_keys
-
-
-class LerobotFrames:
-    """Frames as LeRobotDataset reads them and lerobot collates them."""
-
-    in_memory = False
-
-    def __init__(self, dataset: LeRobotDataset) -> None:
-        self._dataset = dataset
-        self.cameras = [key for key in dataset.meta.camera_keys if key not in dataset.meta.depth_keys]
-
-    def batch(self, frames: list[int]) -> dict[str, Any]:
-        from lerobot.utils.collate import lerobot_collate_fn
-
-        rows = self._dataset.absolute_to_relative_idx
-        batch = lerobot_collate_fn([self._dataset[frame if rows is None else rows[frame]] for frame in frames])
-        assert batch is not None
-        return batch
+    return float(sum(3 * height * width for height, width in sizes.values()) * frames / 1e6)
 
 
 class PlainFrames:
-    """Frames of a dataset without depth, texts or arrays: numbers in memory, pictures as uint8.
+    """Numbers in memory, pictures as uint8 RGB, all of a camera in one size.
 
     Args:
         dataset: opened without image transforms.
         in_memory: whether its stored pictures are decoded now.
+
+    Raises:
+        UserError: as `batch`, where they are decoded now.
 
     """
 
     def __init__(self, dataset: LeRobotDataset, *, in_memory: bool) -> None:
         reader = dataset._ensure_reader()  # noqa: SLF001 - lerobot keeps its frame windows there
         self._meta, self._root, self._table = dataset.meta, dataset.root, reader.hf_dataset
-        self._windows = {key: torch.tensor(deltas) for key, deltas in (reader.delta_indices or {}).items()}
+        features = dataset.meta.features
+        self.cameras: list[str] = [key for key in dataset.meta.camera_keys if is_colour(features[key])]
+        read = [key for key in self._table.column_names if is_numeric(features[key])]
+        self._columns = {key: _as_read(key, _as_tensor(self._table.data.column(key))) for key in read}
+        windows = {key: deltas for key, deltas in (reader.delta_indices or {}).items() if key in (*read, *self.cameras)}
+        self._windows = {key: torch.tensor(deltas) for key, deltas in windows.items()}
         self._videos = Videos(dataset.tolerance_s)
         self._recordings: dict[tuple[str, int], tuple[Path, float]] = {}
-        self.cameras: list[str] = list(dataset.meta.camera_keys)
-        columns = [key for key in self._table.column_names if key not in dataset.meta.image_keys]
-        self._columns = {key: _as_tensor(self._table.data.column(key)) for key in columns}
+        self._first: dict[str, Tensor] = {}
         bounds = dataset.meta.episodes
         starts, ends = (torch.tensor(bounds[key]) for key in ("dataset_from_index", "dataset_to_index"))
         episode = self._columns["episode_index"]
@@ -115,7 +97,7 @@ class PlainFrames:
         self._first_row = self._columns["index"] - torch.arange(len(episode)) if dataset.episodes is not None else None
         self._tasks = instructions(dataset.meta)
         self.in_memory = in_memory
-        self._decoded = {key: self._decode(key) for key in dataset.meta.image_keys} if in_memory else {}
+        self._decoded = {key: self._decode(key) for key in self.cameras} if in_memory else {}
 
     def batch(self, frames: list[int]) -> dict[str, Any]:
         wanted = torch.tensor(frames)
@@ -129,9 +111,11 @@ class PlainFrames:
             windows[key] = inside if self._first_row is None else inside - self._first_row[rows, None]
             if key in self._columns:
                 batch[key] = self._columns[key][windows[key]]
-        for key in self._meta.image_keys:
-            batch[key] = self._stored(key, windows.get(key, rows))
-        batch |= self._filmed({key: windows.get(key, rows[:, None]) for key in self._meta.video_keys})
+        filmed = [key for key in self.cameras if key in self._meta.video_keys]
+        for key in self.cameras:
+            if key not in filmed:
+                batch[key] = self._stored(key, windows.get(key, rows))
+        batch |= self._filmed({key: windows.get(key, rows[:, None]) for key in filmed})
         return {**batch, "task": [self._tasks[number] for number in batch["task_index"].tolist()]}
 
     def _stored(self, key: str, rows: Tensor) -> Tensor:
@@ -142,17 +126,26 @@ class PlainFrames:
         return pictures.reshape(*rows.shape, *pictures.shape[1:])
 
     def _picture(self, key: str, row: int) -> Tensor:
-        """A stored picture, uint8 `[channels, height, width]`."""
-        stored = self._table.data.column(key)[row].as_py()
-        pixels = torch.from_numpy(np.array(self._table.features[key].decode_example(stored)))
-        assert pixels.dtype == torch.uint8, f"{key}: stored as {pixels.dtype}"
-        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        """A stored picture, `[3, height, width]`."""
+        where = self._where(key, row)
+        picture, _ = stored_picture(self._table.data.column(key)[row].as_py(), self._root, where)
+        check_size(picture, self._first.setdefault(key, picture) if row == 0 else self._first_picture(key), where)
+        return picture
+
+    def _first_picture(self, key: str) -> Tensor:
+        """The camera's first one, whose size the others must have."""
+        if key not in self._first:
+            row = torch.zeros(1, dtype=torch.long)
+            self._first[key] = self._film(key, row[None])[0] if key in self._meta.video_keys else self._picture(key, 0)
+        return self._first[key]
+
+    def _where(self, key: str, row: int) -> str:
+        return frame_name(key, int(self._columns["episode_index"][row]), int(self._columns["frame_index"][row]))
 
     def _decode(self, key: str) -> Tensor:
         """All stored pictures of a camera."""
         count = len(self._table)
-        first = self._picture(key, 0)
-        pictures = torch.empty((count, *first.shape), dtype=torch.uint8)
+        pictures = torch.empty((count, *self._first_picture(key).shape), dtype=torch.uint8)
         with progress(f"decoding {key}", count, "frames") as counter:
             for row in range(count):
                 pictures[row] = self._picture(key, row)
@@ -172,7 +165,10 @@ class PlainFrames:
         for own in rows:
             file, began = self._recording(key, int(self._columns["episode_index"][own[0]]))
             times = [began + time for time in self._columns["timestamp"][own].tolist()]
-            pictures.append(self._videos.frames(file, times).squeeze(0))
+            where = self._where(key, int(own[0]))
+            found = filmed_pictures(self._videos, file, times, where)
+            check_size(found, self._first.setdefault(key, found[0]) if int(own[0]) == 0 else self._first_picture(key), where)
+            pictures.append(found.squeeze(0))
         return torch.stack(pictures)
 
     def _recording(self, key: str, episode: int) -> tuple[Path, float]:
@@ -181,6 +177,13 @@ class PlainFrames:
             began = self._meta.episodes[episode][f"videos/{key}/from_timestamp"]
             self._recordings[key, episode] = self._root / self._meta.get_video_file_path(episode, key), began
         return self._recordings[key, episode]
+
+
+def _as_read(key: str, column: Tensor) -> Tensor:
+    """What a robot measured or did: vectors of floats, for lerobot's processors bring statistics to the type of what they scale."""
+    if not key.startswith((OBSERVED, ACTION)):
+        return column
+    return (column if column.ndim > 1 else column[:, None]).float()
 
 
 def _as_tensor(column: Any) -> Tensor:

@@ -48,7 +48,9 @@ class Videos:
             nearest = min(decoded, key=lambda frame: abs(frame.time - time), default=None)
             if nearest is None or abs(nearest.time - time) >= self._tolerance_s:
                 found = "nothing" if nearest is None else f"one at {nearest.time:.4f} s"
-                raise ValueError(f"{path} has no frame at {time:.4f} s (the nearest: {found})")
+                raise ValueError(f"it has no frame at {time:.4f} s (the nearest: {found})")
+            if nearest.is_corrupt:
+                raise ValueError(f"its frame at {time:.4f} s is damaged")
             pictures.append(torch.from_numpy(nearest.to_ndarray(format="rgb24")).permute(2, 0, 1))
         return torch.stack(pictures)
 
@@ -76,7 +78,7 @@ class Videos:
         if path not in self._open:
             container = av.open(str(path))
             if not container.streams.video:
-                raise ValueError(f"{path} holds no video; is it complete?")
+                raise ValueError("it holds no video; is it complete?")
             container.streams.video[0].codec_context.thread_count = 1  # threads delay the first frame after a jump
             self._open[path] = container
         self._open.move_to_end(path)

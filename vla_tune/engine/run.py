@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -107,7 +109,7 @@ class Run:
             counter.skip(first)
             pace = Pace()
             for number in range(first + 1, train.steps + 1):
-                with pace.loading():
+                with pace.loading(), self._kept(step, Place(task, number - 1), sizes, first):
                     batch = next(batches)
                 sizes.add(sum(p.numel() for p in step.trained))
                 row = step(batch)
@@ -163,11 +165,26 @@ class Run:
         try:
             step.finite.check()
         except FloatingPointError as error:
-            self._writer.wait()
-            done = checkpoint.finished(self.path)
-            safe = f"the checkpoint of step {done[-1]} is safe" if done else "no checkpoint had been written"
             where = f"task {task + 1}, " if self.of_stream else ""
-            raise RunError(f"{where}{error}; {safe} in {self.path}. Lower train.lr, or look for broken values in the dataset") from None
+            raise RunError(f"{where}{error}; {self._safe()}. Lower train.lr, or look for broken values in the dataset") from None
+
+    def _safe(self) -> str:
+        """What is left to go on from, once it is written."""
+        self._writer.wait()
+        done = checkpoint.finished(self.path)
+        return (f"the checkpoint of step {done[-1]} is safe" if done else "no checkpoint had been written") + f" in {self.path}"
+
+    @contextmanager
+    def _kept(self, step: Step, done: Place, sizes: Sizes, first: int) -> Iterator[None]:
+        """Where the next batch cannot be read, the steps that were made have a checkpoint before the run ends."""
+        try:
+            yield
+        except RunError as error:
+            self._writer.wait()
+            if done.step > first and self.steps_at(done) not in checkpoint.finished(self.path):
+                self._check(step, done.task)
+                self._save(step, done, sizes, None)
+            raise RunError(f"{error}; {self._safe()}") from None
 
     def _log(self, log: Log, place: Place, row: dict[str, Any]) -> None:
         task = {"task": place.task} if self.of_stream else {}

@@ -71,6 +71,14 @@ class Learner:
         """Some samples of a batch, as a batch."""
         return {key: value[rows] for key, value in batch.items()}
 
+    def open_data(self) -> None:
+        """Read what is held in memory, before a run has a folder.
+
+        Raises:
+            UserError: something of it cannot be read.
+
+        """
+
     def batches(self, task: int, step: int) -> Iterator[Batch]:
         """Training batches of a task without end, as after `step` of them."""
         raise NotImplementedError

@@ -61,6 +61,9 @@ class Demonstrations(PolicyLearner):
 
     # Batches.
 
+    def open_data(self) -> None:
+        _ = self.frames
+
     def batches(self, task: int, step: int) -> Iterator[dict[str, Any]]:
         return self.read(self.frames_of([one for one in self.chosen if one not in self.heldout]), task, step)
 

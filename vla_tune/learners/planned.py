@@ -13,7 +13,8 @@ from unittest.mock import patch
 
 import torch
 
-from vla_tune.data.demonstrations import adopt_shapes, check_dataset, known_features, known_metadata, policy_features
+from vla_tune.data.demonstrations import adopt_shapes, check_dataset, known_features, known_metadata
+from vla_tune.data.features import policy_features
 from vla_tune.data.frames import megabytes
 from vla_tune.data.instructions import instructions
 from vla_tune.errors import UserError, one_line
@@ -117,7 +118,7 @@ def token_counts(base: str | None, meta: LeRobotDatasetMetadata) -> dict[str, in
 
 def _held(config: Config, meta: LeRobotDatasetMetadata | None) -> int:
     """The bytes of the pictures that training would hold in memory."""
-    need = None if meta is None or meta.depth_keys else megabytes(meta, int(meta.total_frames))
+    need = None if meta is None else megabytes(meta, int(meta.total_frames))
     return round(need * 1e6) if need is not None and need <= config.data.cache_mb else 0
 
 

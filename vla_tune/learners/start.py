@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vla_tune.console import say, warn
-from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_metadata, open_dataset, policy_features
+from vla_tune.data.batches import chosen_episodes
+from vla_tune.data.demonstrations import adopt_shapes, check_dataset, dataset_metadata, open_dataset
+from vla_tune.data.features import policy_features
 from vla_tune.data.statistics import scalable
 from vla_tune.errors import UserError
 from vla_tune.policies import adapt, adapter_class
@@ -63,7 +65,8 @@ def make_start(config: Config) -> Start:
         settings = {**config.policy.settings, "device": config.device}
         policy = new_policy(adapter_class(config.policy.type), base, settings, policy_features(meta.features))
     check_dataset(meta, policy.config, config.data.rename if config.policy.path else {})
-    dataset = open_dataset(meta, policy.config)
+    chosen = config.data.episodes and chosen_episodes(config.data.episodes, meta.total_episodes)
+    dataset = open_dataset(meta, policy.config, chosen)
     return Start(policy.to(config.device), make_processors(config, policy, meta.stats), dataset, base)
 
 

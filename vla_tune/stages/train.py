@@ -65,6 +65,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
         show_groups(method, config.train.lr)
     measure = measure_of(config, method)
     check_disk(config, method, run)
+    method.learner.open_data()
     if extends:
         reopen(run)
     draft = Draft(run / "train", "train", overwrite=overwrite or resume, keep=KEPT if resume else ())
