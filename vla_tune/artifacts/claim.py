@@ -17,7 +17,7 @@ from vla_tune.errors import UserError, one_line
 STAGES = ("anchor", "train", "eval-vqa", "eval-rollout", "report", "benchmark")
 WRITTEN = frozenset(
     (
-        *("artifact.json", "run.json", "metrics.jsonl", "checkpoints", "checkpoint", "after", "trackers", "stream.json"),
+        *("artifact.json", "run.json", "dataset.json", "metrics.jsonl", "checkpoints", "checkpoint", "after", "trackers", "stream.json"),
         *("policy", "vlm", "clip", "adapter", "merged"),
         *("anchor.safetensors", "subspace.safetensors", "subspace.json"),
         *("report.json", "predictions.parquet", "heldout.parquet", "cells.parquet", "scored"),

@@ -153,6 +153,9 @@ def _check_folder(repo_id: str, root: Path) -> None:
         )
     if not (root / "meta" / "tasks.parquet").is_file():
         raise _no_language(repo_id, root)
+    for missing in ("meta/episodes/*/*.parquet",):
+        if not any(root.glob(missing)):
+            raise UserError(f"data.root={root}: {missing.replace('*/*', 'chunk-000/file-000')} is missing; copy the dataset again")
 
 
 def _old_format(repo_id: str, root: Path | None) -> UserError:

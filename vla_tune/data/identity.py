@@ -1,18 +1,23 @@
-"""What tells one state of a dataset from another."""
+"""What tells one state of a dataset from another, and is kept beside what was trained on it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla_tune.artifacts.folder import write_json
 from vla_tune.data.instructions import instructions
 from vla_tune.errors import UserError
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+
+FILE = "dataset.json"
 
 
 def identity(meta: LeRobotDatasetMetadata) -> dict[str, Any]:
@@ -28,11 +33,16 @@ def identity(meta: LeRobotDatasetMetadata) -> dict[str, Any]:
     }
 
 
-def check_identity(then: dict[str, Any] | None, meta: LeRobotDatasetMetadata, remedy: str) -> None:
-    """Stop where a dataset is no longer what it was.
+def keep_identity(folder: Path, meta: LeRobotDatasetMetadata) -> None:
+    """Write down, in the folder of a training, what it reads."""
+    write_json(folder / FILE, identity(meta))
+
+
+def check_identity(folder: Path, meta: LeRobotDatasetMetadata, remedy: str) -> None:
+    """Stop where a dataset is no longer what a training read.
 
     Args:
-        then: what `identity` said; None where an earlier version wrote it down nowhere.
+        folder: of the training; one of an earlier version has nothing written down.
         meta: as it is now.
         remedy: what to do.
 
@@ -40,8 +50,16 @@ def check_identity(then: dict[str, Any] | None, meta: LeRobotDatasetMetadata, re
         UserError: naming what changed.
 
     """
+    file = folder / FILE
+    if not file.is_file():
+        return
+    try:
+        then = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is damaged; {remedy}") from None
     now = identity(meta)
-    if then is None or (changed := [name for name in now if then.get(name) != now[name]]) == []:
+    changed = [name for name in now if then.get(name) != now[name]]
+    if not changed:
         return
     if then.get("episodes") != now["episodes"]:
         what = f"it had {then.get('episodes')} episodes and has {now['episodes']}"

@@ -57,6 +57,25 @@ def blueprint(config: Config) -> Blueprint | None:
 
     """
     meta = known_metadata(config.data)
+    known = known_policy(config, meta)
+    if known is None:
+        return None
+    policy, base = known
+    if meta is not None:
+        check_dataset(meta, policy, config.data.rename if config.policy.path else {})
+    return Blueprint(policy, base, _tokens(policy, base, meta), _held(config, meta))
+
+
+def known_policy(config: Config, meta: LeRobotDatasetMetadata | None) -> tuple[PreTrainedConfig, str | None] | None:
+    """lerobot's configuration of the policy and the folder of its VLM's; None where one of what they are read from is not here.
+
+    Args:
+        meta: of the dataset, where it is here.
+
+    Raises:
+        UserError: a setting is wrong, or the policy is too narrow for the dataset.
+
+    """
     if config.policy.path:
         folder = configuration(config.policy.path)
         if folder is None:
@@ -71,7 +90,7 @@ def blueprint(config: Config) -> Blueprint | None:
         base = configuration(vlm_source(config.policy.base_vlm) if config.policy.base_vlm else named)
         own = kind.vlm_settings(configuration(named) or "")
     else:
-        features = known_features(config.data)
+        features = known_features(config.data) if meta is None else meta.features
         if not config.policy.base_vlm or features is None:
             return None
         kind, base = adapter_class(config.policy.type), configuration(vlm_source(config.policy.base_vlm))
@@ -82,9 +101,7 @@ def blueprint(config: Config) -> Blueprint | None:
     for key, value in own.items():
         setattr(policy, key, value)
     policy.device = "cpu"
-    if meta is not None:
-        check_dataset(meta, policy, config.data.rename if config.policy.path else {})
-    return Blueprint(policy, base, _tokens(policy, base, meta), _held(config, meta))
+    return policy, base
 
 
 def configuration(name: str) -> str | None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vla_tune.data.batches import chosen_episodes
 from vla_tune.data.demonstrations import dataset_metadata, recompute_command
 from vla_tune.data.instructions import instructions
 from vla_tune.learners import kind_of
+from vla_tune.learners.planned import known_policy
+from vla_tune.policies.loading import renamed
+from vla_tune.preflight import instructions as texts
 from vla_tune.preflight import statistics, tables
+from vla_tune.preflight.cameras import cameras
 from vla_tune.preflight.findings import Finding, settle
+from vla_tune.preflight.pictures import pictures
 
 if TYPE_CHECKING:
     from lerobot.configs.policies import PreTrainedConfig
@@ -27,47 +32,87 @@ def reads_demonstrations(config: Config) -> bool:
     return named and (not config.stream.tasks or kind_of(config) == "robot")
 
 
-def preflight(config: Config) -> None:
+def preflight(config: Config) -> LeRobotDatasetMetadata | None:
     """Look at the dataset that a run would read, recorded or fetched where it is not here; tell what is odd.
+
+    Returns:
+        Its metadata; None where the run reads no demonstrations.
 
     Raises:
         UserError: a run with it would be wrong.
 
     """
-    if reads_demonstrations(config):
-        settle(look(config, dataset_metadata(config.data)))
+    if not reads_demonstrations(config):
+        return None
+    meta = dataset_metadata(config.data)
+    settle(look(config, meta))
+    return meta
 
 
-def look(config: Config, meta: LeRobotDatasetMetadata, policy: PreTrainedConfig | None = None) -> Iterator[Finding]:
+def look(config: Config, meta: LeRobotDatasetMetadata) -> Iterator[Finding]:
     """What is found, the worst first: what comes later takes for granted that nothing before it stops.
 
     Args:
         config: the run's.
         meta: of the dataset.
-        policy: lerobot's configuration of it, where it is here.
+
+    Raises:
+        UserError: a setting is wrong, or the policy is too narrow for the dataset.
 
     """
     known = tables.Tables(meta)
-    for subject in (_files, _numbers, _scales):
-        found = list(subject(config, known, policy))
+    for subject in (_files, _numbers, _features, _scales, _instructions, _pictures):
+        found = list(subject(config, known))
         yield from found
         if any(one.stops for one in found):
             return
 
 
-def _files(_config: Config, known: tables.Tables, _policy: Any) -> Iterator[Finding]:
+def _files(_config: Config, known: tables.Tables) -> Iterator[Finding]:
     yield from tables.missing_files(known.meta)
 
 
-def _numbers(config: Config, known: tables.Tables, _policy: Any) -> Iterator[Finding]:
+def _numbers(config: Config, known: tables.Tables) -> Iterator[Finding]:
     yield from tables.disagreements(known)
     yield from tables.unnamed_tasks(known, instructions(known.meta))
-    chosen = chosen_episodes(config.data.episodes, len(known.meta.episodes)) if config.data.episodes is not None else None
-    yield from tables.not_numbers(known, None if chosen is None else set(chosen))
+    yield from tables.not_numbers(known, set(_chosen(config, known)))
 
 
-def _scales(config: Config, known: tables.Tables, policy: PreTrainedConfig | None) -> Iterator[Finding]:
-    meta, rename = known.meta, config.data.rename if config.policy.path else {}
+def _chosen(config: Config, known: tables.Tables) -> list[int]:
+    return chosen_episodes(config.data.episodes, len(known.meta.episodes))
+
+
+def _features(config: Config, known: tables.Tables) -> Iterator[Finding]:
+    policy = _policy(config, known)
+    if policy is None:
+        return
+    new, rename = not config.policy.path, _rename(config)
+    processor = None if new or rename else texts.open_processor(policy, config.policy.path)
+    yield from cameras(known.meta, policy, rename, new=new, saved=renamed(processor) if processor else None)
+
+
+def _instructions(config: Config, known: tables.Tables) -> Iterator[Finding]:
+    policy = _policy(config, known)
+    processor = texts.open_processor(policy, config.policy.path) if policy else None
+    if policy and processor:
+        yield from texts.instructions(texts.tokenized(list(instructions(known.meta).values()), policy, processor))
+
+
+def _pictures(config: Config, known: tables.Tables) -> Iterator[Finding]:
+    yield from pictures(known.meta, _chosen(config, known))
+
+
+def _policy(config: Config, known: tables.Tables) -> PreTrainedConfig | None:
+    made = known_policy(config, known.meta)
+    return made[0] if made else None
+
+
+def _rename(config: Config) -> dict[str, str]:
+    return dict(config.data.rename) if config.policy.path else {}
+
+
+def _scales(config: Config, known: tables.Tables) -> Iterator[Finding]:
+    meta, rename, policy = known.meta, _rename(config), _policy(config, known)
     for key in [key for key in known.vectors if rename.get(key, key) in VECTORS]:
         stats = (meta.stats or {}).get(key, {})
         command = recompute_command(meta)

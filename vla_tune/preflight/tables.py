@@ -118,10 +118,10 @@ def disagreements(tables: Tables) -> Iterator[Finding]:
     counted = {
         "meta/info.json": (int(meta.total_episodes), int(meta.total_frames)),
         "meta/episodes": (len(listed), int(np.sum(meta.episodes["length"]))),
-        "the tables in data": (len(np.unique(episode)), len(episode)),
+        "data": (len(np.unique(episode)), len(episode)),
     }
     if len(set(counted.values())) > 1:
-        told = ", ".join(f"{where} has {episodes} episodes of {frames} frames" for where, (episodes, frames) in counted.items())
+        told = ", ".join(f"{where}: {episodes} episodes of {frames} frames" for where, (episodes, frames) in counted.items())
         yield stop(f"the dataset '{meta.repo_id}' disagrees with itself: {told}; correct total_episodes and total_frames, or {REWRITE}")
         return
     if not np.array_equal(index, np.arange(len(index))):

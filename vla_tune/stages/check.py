@@ -10,7 +10,7 @@ import numpy as np
 from vla_tune.console import say, table
 from vla_tune.data.demonstrations import known_metadata
 from vla_tune.data.instructions import instructions
-from vla_tune.learners.planned import blueprint, token_counts
+from vla_tune.learners.planned import known_policy, token_counts
 from vla_tune.preflight.findings import settle
 from vla_tune.preflight.look import look, reads_demonstrations
 from vla_tune.preflight.tables import Tables
@@ -36,9 +36,9 @@ def run(config: Config) -> None:
     if meta is None:
         say("there are no demonstrations here to look at")
         return
-    made_by = blueprint(config)
-    _show(meta, token_counts(made_by.base, meta) if made_by else {})
-    found = list(look(config, meta, made_by.policy if made_by else None))
+    known = known_policy(config, meta)
+    _show(meta, token_counts(known[1], meta) if known else {})
+    found = list(look(config, meta))
     if not any(one.stops for one in found):
         table("numbers", ["", "least", "1 %", "median", "99 %", "most", "deviation"], list(_ranges(Tables(meta))))
     settle(found)

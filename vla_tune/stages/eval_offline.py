@@ -11,6 +11,7 @@ from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.console import table
 from vla_tune.data.batches import as_floats, chosen_episodes, episode_frames, heldout_episodes, opened, ordered_batches
 from vla_tune.data.demonstrations import check_dataset, dataset_metadata, open_dataset
+from vla_tune.data.identity import check_identity
 from vla_tune.data.instructions import instructions
 from vla_tune.errors import UserError
 from vla_tune.policies.loading import load_policy, load_processors, renamed
@@ -18,6 +19,7 @@ from vla_tune.preflight.look import preflight
 from vla_tune.simulators.offline import offline_report, replay
 
 if TYPE_CHECKING:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from vla_tune.config import Config
@@ -28,9 +30,9 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
     import pyarrow
     import pyarrow.parquet
 
-    _check_left_out(config, artifact)
-    preflight(config)
-    meta = dataset_metadata(config.data)
+    meta = preflight(config) or dataset_metadata(config.data)
+    if artifact:
+        _check_left_out(config, artifact, meta)
     left_out = heldout_episodes(config.data.heldout, chosen_episodes(config.data.episodes, meta.total_episodes))
     if not left_out:
         raise UserError(
@@ -65,11 +67,13 @@ def evaluate(config: Config, policy_path: str, artifact: Artifact | None, draft:
     return draft.publish(config=config.to_dict(), inputs=[artifact.as_input()] if artifact else [], metrics=metrics, device=config.device)
 
 
-def _check_left_out(config: Config, artifact: Artifact | None) -> None:
+def _check_left_out(config: Config, artifact: Artifact, meta: LeRobotDatasetMetadata) -> None:
     """Stop where the training read episodes that are now to be held out."""
-    trained = artifact.config["data"] if artifact else {}
-    same = all(trained.get(key) == getattr(config.data, key) for key in ("manifest", "repo_id"))
-    if same and trained.get("heldout") != config.data.heldout:
+    trained = artifact.config["data"]
+    if any(trained.get(key) != getattr(config.data, key) for key in ("manifest", "repo_id")):
+        return  # another dataset
+    check_identity(artifact.path, meta, "evaluate on what it was, or train again")
+    if trained.get("heldout") != config.data.heldout:
         raise UserError(
             f"data.heldout={config.data.heldout}: the training left out {trained.get('heldout')} of the episodes, which are others; "
             f"give data.heldout={trained.get('heldout')}"

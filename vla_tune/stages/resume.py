@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.artifacts.claim import settle
 from vla_tune.artifacts.folder import read_artifact
 from vla_tune.config import departures
+from vla_tune.data import identity
 from vla_tune.engine import after, checkpoint, log, trackers
 from vla_tune.errors import UserError
 
@@ -25,7 +26,7 @@ FREE = (
 )
 """Keys that may change between a run and its resumption; `train.steps` may grow, or tasks be added to a stream's end."""
 BEGUN = "run.json"
-KEPT = (BEGUN, log.FILE, after.FOLDER, checkpoint.FOLDER, trackers.FOLDER)
+KEPT = (BEGUN, identity.FILE, log.FILE, after.FOLDER, checkpoint.FOLDER, trackers.FOLDER)
 """What a run that goes on needs of its working folder; what an export that was killed has left there goes."""
 AGAIN = "give --overwrite to train again"
 
@@ -82,8 +83,9 @@ def reopen(run: Path) -> None:
     for states in (after.FOLDER, checkpoint.FOLDER):
         if (target / states).is_dir():
             shutil.copytree(target / states, fresh / states)
-    for name in (BEGUN, log.FILE):
-        shutil.copy2(target / name, fresh / name)
+    for name in (BEGUN, identity.FILE, log.FILE):
+        if (target / name).is_file():
+            shutil.copy2(target / name, fresh / name)
     fresh.rename(partial)
 
 

@@ -10,8 +10,10 @@ from vla_tune.artifacts.eval_cache import KEPT as KEPT_SCORES
 from vla_tune.artifacts.folder import Artifact, Draft, environment, read_artifact, write_json
 from vla_tune.config import departures, protects, value_of
 from vla_tune.console import say, table, warn
+from vla_tune.data.identity import check_identity
 from vla_tune.errors import UserError
 from vla_tune.methods import method_class
+from vla_tune.preflight.look import preflight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,6 +142,8 @@ def _evaluate(config: Config, run: Path, draft: Draft, *, worlds: bool) -> Artif
     source = Path(config.train.path) if config.train.path else run / "train"
     artifact = read_artifact(source, "train", f"vla-tune train {config.pipeline} --out {run}")
     names = check_stream(config, artifact)
+    if dataset := preflight(config):
+        check_identity(artifact.path, dataset, "evaluate on what it was, or train again")
     if done := draft.finished(config.to_dict(), [artifact.as_input()]):
         return done
     steps = artifact.config["train"]["steps"]  # a method's own checks are of the training that there was

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vla_tune.artifacts.folder import Artifact, Draft, write_json
 from vla_tune.config import departures
 from vla_tune.console import say
+from vla_tune.data.identity import check_identity, keep_identity
 from vla_tune.engine.checkpoint import Place
 from vla_tune.engine.disk import check_disk
 from vla_tune.engine.measure import measure_of
@@ -25,7 +26,7 @@ from vla_tune.reports.runs import logged, mean, mean_energy_shed, median_step_s,
 from vla_tune.stages import stream
 from vla_tune.stages.opening import open_anchor, open_method
 from vla_tune.stages.planning import show_plan
-from vla_tune.stages.resume import BEGUN, KEPT, check_begun, reopen
+from vla_tune.stages.resume import AGAIN, BEGUN, KEPT, check_begun, reopen
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -56,7 +57,9 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     if config.stream.tasks:
         stream.warn_of_left_out(config, "train")
     extends = check_begun(config, run, overwrite=overwrite, resume=resume)
-    preflight(config)
+    dataset = preflight(config)
+    if dataset and resume:
+        check_identity(run / ("train" if extends else "train.partial"), dataset, AGAIN)
     anchor = open_anchor(config, run)
     inputs = [anchor.artifact.as_input()] if anchor else []
     inputs += _tuned(config)
@@ -74,6 +77,8 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
     training = Run(config, method, draft.path, measure)
     place = training.resumed() if resume else Place()
     write_json(draft.path / BEGUN, config.to_dict())
+    if dataset:
+        keep_identity(draft.path, dataset)
     if method.trains:
         with out_of_memory_told(config.device, MEMORY_KEYS):
             training.learn(place)
