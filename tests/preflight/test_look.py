@@ -106,7 +106,7 @@ def test_what_would_be_wrong_is_named(copy, name):
 def test_a_cut_table_is_named(copy):
     (file,) = copy.glob("data/*/*.parquet")
     file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(UserError, match="file-000.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"file-000\.parquet cannot be read"):
         looked(copy)
 
 
