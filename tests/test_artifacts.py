@@ -176,7 +176,7 @@ def test_what_an_interrupted_run_left_is_dropped_or_kept(tmp_path):
     left.write_bytes(b"left")
     (left.parent / "vlm").mkdir()
     (left.parent / "vlm" / ".tmp1234").touch()
-    assert Draft(target, "train", keep=["left.bin"]).path == left.parent
+    assert Draft(target, "train", keep=["metrics.jsonl"]).path == left.parent
     assert list(left.parent.iterdir()) == [left]
     Draft(target, "train")
     assert not list(left.parent.iterdir())
@@ -184,16 +184,16 @@ def test_what_an_interrupted_run_left_is_dropped_or_kept(tmp_path):
 
 def finish(target, config, content="{}"):
     """Go on with a draft that keeps rows, as an evaluation does."""
-    with Draft(target, "eval-rollout", keep=["rows.jsonl"], drop=["rows.jsonl"]) as draft:
+    with Draft(target, "eval-rollout", keep=["episodes.jsonl"], drop=["episodes.jsonl"]) as draft:
         if (done := draft.finished(config, [])) is not None:
             return done
-        (draft.path / "rows.jsonl").touch()
+        (draft.path / "episodes.jsonl").touch()
         (draft.path / "report.json").write_text(content)
         return draft.publish(config=config, inputs=[], metrics={"made": config["seed"]})
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("killed_at", ["rows.jsonl", "eval-rollout.partial"])
+@pytest.mark.parametrize("killed_at", ["episodes.jsonl", "eval-rollout.partial"])
 def test_what_was_killed_while_it_was_published_is_only_published(tmp_path, monkeypatch, seed, killed_at):
     def killed(self, *_, **__):
         if self.name == killed_at:

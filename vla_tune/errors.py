@@ -89,10 +89,10 @@ def folded(name: str) -> str:
     return name.strip().casefold().replace("-", "_").replace(" ", "_")
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`did you mean 'x'?` for the closest known name, else a list of what is known."""
+def nearest(name: str, known: list[str], prefix: str = "") -> str:
+    """`did you mean 'x'?` for the closest known name, else a list of what is known; names are compared without the `prefix`."""
     from difflib import get_close_matches
 
-    names = {folded(one): one for one in known}
-    close = get_close_matches(folded(name), names, n=1, cutoff=0.5)
+    names = {folded(one.removeprefix(prefix)): one for one in known}
+    close = get_close_matches(folded(name.removeprefix(prefix)), names, n=1, cutoff=0.5)
     return f"did you mean '{names[close[0]]}'?" if close else f"known: {', '.join(sorted(known))}"

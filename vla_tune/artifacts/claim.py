@@ -41,9 +41,10 @@ def settle(target: Path, stage: str) -> Path:
 
     """
     old = target.with_name(f".{target.name}.replaced")
-    if not target.exists() and _stage_of(old) == stage:
+    if _stage_of(old) != stage:
+        check_working(old)  # half of it is gone
+    elif not target.exists():
         old.rename(target)
-    check_working(old)
     if old.exists() and _stage_of(target) == stage:
         shutil.rmtree(old)
     return old

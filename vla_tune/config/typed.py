@@ -69,7 +69,7 @@ def unknown(schema: type, key: str, source: str) -> UserError:
     sections = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
     section = next((one for one in sections if one in known_keys(schema)), "")
     below = [one for one in known_keys(schema) if one.rpartition(".")[0] == section]
-    return UserError(f"{source}: unknown key '{brief(key)}'; {nearest(key, below)}")
+    return UserError(f"{source}: unknown key '{brief(key)}'; {nearest(key, below, f'{section}.')}")
 
 
 def _section(schema: type, section: type, value: Any, key: str, source: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -207,10 +207,10 @@ def manifest_source(name: str) -> Path:
                 "pictures: a table with the columns file, label and split)"
             )
         return place
-    if name.endswith((".yaml", ".yml", ".zip")) or "/" in name:
-        if not place.is_file():
-            raise UserError(f"manifest: there is no file or folder {name}")
+    if place.is_file() and (name.endswith((".yaml", ".yml", ".zip")) or "/" in name):
         return place
+    if name.endswith((".yaml", ".yml", ".zip")) or "/" in name:
+        raise UserError(f"manifest: there is no file or folder {name}")
     raise UserError(
         f"manifest: there is no data manifest '{name}'; {nearest(name, available('data_manifests'))} "
         f"(or give the path of a YAML file, or of a folder with {QUESTIONS_FILE} or {INDEX_FILE})"
@@ -231,12 +231,9 @@ def parse_manifest(values: dict[str, Any], source: str) -> Manifest:
     manifest = structured(SCHEMAS[kind], values, [], source)
     if isinstance(manifest, BenchmarkManifest):
         _check_benchmark(manifest, source)
-        return manifest
-    if isinstance(manifest, LabelledManifest):
+    elif isinstance(manifest, LabelledManifest):
         _check_labelled(manifest, source)
-        return manifest
-    _check_generator(manifest.generator, kind, source)
-    if isinstance(manifest, DemonstrationsManifest):
+    elif isinstance(manifest, DemonstrationsManifest):
         _check_demonstrations(manifest, source)
     else:
         _check_questions(manifest, source)
@@ -249,6 +246,7 @@ def _check_generator(generator: str, kind: str, source: str) -> None:
 
 
 def _check_demonstrations(manifest: DemonstrationsManifest, source: str) -> None:
+    _check_generator(manifest.generator, manifest.kind, source)
     if not manifest.tasks:
         raise UserError(f"{source}: tasks: at least one task is needed")
     for key in ("episodes_per_task", "image_size"):
@@ -257,6 +255,7 @@ def _check_demonstrations(manifest: DemonstrationsManifest, source: str) -> None
 
 
 def _check_questions(manifest: VqaManifest, source: str) -> None:
+    _check_generator(manifest.generator, manifest.kind, source)
     if manifest.types and manifest.generator != "shapes":
         raise UserError(f"{source}: types: they can be chosen for the generator 'shapes' alone")
     for name in manifest.types:
@@ -280,8 +279,8 @@ def _check_benchmark(manifest: BenchmarkManifest, source: str) -> None:
     if manifest.pictures is not None and manifest.columns.image_id is None:
         raise UserError(f"{source}: columns.image_id: pictures are found by it, so it must be named")
     local = (Path(manifest.dataset).expanduser() / QUESTIONS_FILE).is_file()
-    _check_globs(manifest, () if local else ("anchor", "test"), source)
-    _check_globs(manifest, ("pictures",) if manifest.pictures is not None else (), source)
+    own = ("pictures",) if manifest.pictures is not None else ()
+    _check_globs(manifest, own if local else ("anchor", "test", *own), source)
 
 
 def _check_globs(manifest: Manifest, keys: tuple[str, ...], source: str) -> None:
@@ -298,18 +297,14 @@ def _check_globs(manifest: Manifest, keys: tuple[str, ...], source: str) -> None
 def _check_labelled(manifest: LabelledManifest, source: str) -> None:
     if (manifest.generator is None) == (not manifest.dataset):
         raise UserError(f"{source}: generator, dataset: give one of them: pictures are either drawn or read")
-    if manifest.generator is not None:
-        _check_drawn(manifest, manifest.generator, source)
-    else:
-        _check_read(manifest, source)
+    _check_drawn(manifest, manifest.generator, source) if manifest.generator is not None else _check_read(manifest, source)
     for template in manifest.templates:
         if _fields(template) != [""]:
             raise UserError(f"{source}: templates: the class has to stand in '{template}' once, as {{}}, and no other braces")
     if not manifest.templates:
         raise UserError(f"{source}: templates: at least one is needed, for example a photo of a {{}}.")
     words = list(manifest.classes.values())
-    twice = [one for one in words if words.count(one) > 1]
-    if twice:
+    if twice := [one for one in words if words.count(one) > 1]:
         raise UserError(f"{source}: classes: '{twice[0]}' stands for two labels, which no text could tell apart; word them differently")
 
 
@@ -351,6 +346,4 @@ def _check_unused(manifest: LabelledManifest, keys: tuple[str, ...], beside: str
 
 def manifest_digest(manifest: Manifest) -> str:
     """A digest of everything a manifest says, in hexadecimal."""
-    import dataclasses
-
-    return table_digest(dataclasses.asdict(manifest)).removeprefix("sha256:")
+    return table_digest(asdict(manifest)).removeprefix("sha256:")
