@@ -16,6 +16,7 @@ from vla_tune.preflight import statistics, tables
 from vla_tune.preflight.cameras import cameras
 from vla_tune.preflight.findings import Finding, settle
 from vla_tune.preflight.pictures import pictures
+from vla_tune.trust.policies import check_policy
 
 if TYPE_CHECKING:
     from lerobot.configs.policies import PreTrainedConfig
@@ -44,6 +45,8 @@ def preflight(config: Config) -> LeRobotDatasetMetadata | None:
     """
     if not reads_demonstrations(config):
         return None
+    if config.policy.path:
+        check_policy(config.policy.path)  # before demonstrations are recorded
     meta = dataset_metadata(config.data)
     settle(look(config, meta))
     return meta
