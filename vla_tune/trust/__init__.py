@@ -1,0 +1,1 @@
+"""What a stranger's folder may make our libraries do: its configuration is read as data before a loader sees it."""
