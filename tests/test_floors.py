@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from imports import PACKAGE, ROOT, Import, at_start, circle, imports, own, trees
 
 FLOORS = (
-    ("geometry", "stats", "artifacts", "config", "errors", "console", "resources", "fields", "programs", "interrupts"),
+    ("geometry", "stats", "artifacts", "config", "errors", "console", "resources", "fields", "programs", "interrupts", "trust"),
     ("policies", "vlm"),
     ("anchors", "experts", "vqa", "data"),
     ("methods", "learners", "simulators", "preflight"),

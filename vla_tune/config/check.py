@@ -17,6 +17,7 @@ from vla_tune.config.words import check_device_name, check_name
 from vla_tune.errors import UserError, brief, nearest
 from vla_tune.fields import Option, option_of_field
 from vla_tune.methods.options import STREAM_METHODS, TASK_METHODS, MethodConfig, section_of
+from vla_tune.trust.packages import check_packages
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def check(config: Config) -> None:
     _check_needs(config, config)
     check_name(config.name)
     check_device_name(config.device)
+    check_packages(config.policy.trust)
     check_manifests(config)
     _check_data(config.data)
     check_arithmetic(config)

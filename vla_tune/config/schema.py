@@ -34,6 +34,7 @@ class PolicyConfig:
         help="the VLM whose skill counts, a Hub id, a folder, or `demo` (the VLM that is shipped); default: the starting policy's own",
     )
     settings: dict[str, Any] = option({}, help="fields of lerobot's configuration of that type, such as chunk_size")
+    trust: list[str] = option([], help="Python packages whose processor steps the policy at `path` may name; they are imported")
 
 
 @dataclass

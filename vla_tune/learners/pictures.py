@@ -20,6 +20,7 @@ from vla_tune.experts.tasks import NONE, side_by_side
 from vla_tune.learners.base import StreamLearner, draws, redraws
 from vla_tune.learners.once import once
 from vla_tune.learners.patches import patch_responses
+from vla_tune.trust.models import check_model
 from vla_tune.vlm.loading import load_processor
 from vla_tune.vlm.parts import part_blocks
 
@@ -240,12 +241,13 @@ def load_clip(source: str, device: str) -> tuple[Any, Any]:
 
     from vla_tune.vlm.loading import quiet
 
+    check_model(source)
     try:
         with quiet():
             kind = AutoConfig.from_pretrained(source).model_type
             if kind != "clip":
                 raise UserError(f"policy.base_vlm={source}: a stream of labelled pictures trains a CLIP, and this is a '{kind}' model")
-            model = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            model = CLIPModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
             processor = CLIPProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the CLIP '{source}' cannot be opened ({one_line(error)}); check policy.base_vlm") from None

@@ -23,6 +23,7 @@ from vla_tune.learners.policy import PolicyLearner
 from vla_tune.learners.start import Start
 from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.loading import new_config, policy_config, policy_vlm
+from vla_tune.trust.models import check_model
 from vla_tune.vlm.loading import quiet, vlm_source
 
 if TYPE_CHECKING:
@@ -92,9 +93,13 @@ def configuration(name: str) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
     if Path(name).expanduser().is_dir():
+        check_model(name)
         return name
     file = try_to_load_from_cache(name, "config.json")
-    return str(Path(file).parent) if isinstance(file, str) else None
+    if not isinstance(file, str):
+        return None
+    check_model(str(Path(file).parent))
+    return str(Path(file).parent)
 
 
 def _tokens(policy: Any, base: str | None, meta: LeRobotDatasetMetadata | None) -> int:

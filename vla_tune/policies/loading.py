@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vla_tune.errors import UserError, nearest, one_line
 from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.devices import check_device
+from vla_tune.trust.models import check_model
+from vla_tune.trust.policies import check_policy
 from vla_tune.vlm.loading import load_vlm, quiet
 from vla_tune.vlm.parts import decoder_of
 
@@ -124,11 +126,14 @@ def policy_config(path: str) -> PreTrainedConfig:
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a lerobot policy folder: it has no config.json")
+    check_policy(path)
     try:
         with quiet():
-            return PreTrainedConfig.from_pretrained(path)
+            config = PreTrainedConfig.from_pretrained(path)
     except Exception as error:  # draccus and the Hub raise many kinds
         raise UserError(f"the policy '{path}' cannot be opened ({one_line(error)}); check its path") from None
+    check_model(policy_vlm(path, adapter_class(config.type).vlm_name(config)))
+    return config
 
 
 def policy_vlm(path: str, named: str) -> str:
@@ -153,7 +158,9 @@ def load_processors(
 
     config = policy.config
     if path is None:
+        check_model(str(getattr(config, "vlm_model_name", "") or adapter_class(config.type).vlm_name(config)))
         return make_pre_post_processors(config, dataset_stats=stats)
+    check_policy(path)
     device = {"device_processor": {"device": str(config.device)}}
     tokenizer = {"max_length": config.tokenizer_max_length}
     if adapter_class(config.type).vlm_settings(""):

@@ -21,7 +21,7 @@ SHAPING = ("seed", "policy", "data", "method", "train", "anchor", "stream")
 FREE = (
     *("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.path"),
     *("train.trackers", "train.eval_every", "train.eval_questions"),
-    *("data.cache_mb", "data.workers", "stream.folder", "stream.merged"),
+    *("policy.trust", "data.cache_mb", "data.workers", "stream.folder", "stream.merged"),
 )
 """Keys that may change between a run and its resumption; `train.steps` may grow, or tasks be added to a stream's end."""
 BEGUN = "run.json"

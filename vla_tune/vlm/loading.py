@@ -12,6 +12,7 @@ import torch
 
 from vla_tune.errors import UserError, one_line
 from vla_tune.resources import SHIPPED
+from vla_tune.trust.models import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -34,7 +35,7 @@ def load_vlm(source: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     from transformers import AutoModelForImageTextToText
 
     with _opened(source):
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     return model.eval(), load_processor(source)
 
 
@@ -48,13 +49,14 @@ def load_processor(source: str) -> ProcessorMixin:
     from transformers import AutoProcessor
 
     with _opened(source):
-        return AutoProcessor.from_pretrained(source)
+        return AutoProcessor.from_pretrained(source, trust_remote_code=False)
 
 
 @contextlib.contextmanager
 def _opened(source: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
+    check_model(source)
     try:
         with quiet():
             yield
