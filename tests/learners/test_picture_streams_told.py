@@ -60,7 +60,7 @@ def test_bad_values_of_a_stream_are_told(quick, more, message):
         (["vqa.manifest=gqa"], "vqa.manifest=gqa is not used: only a robot's stream reads it; set stream.reference"),
         (["policy.path=mine"], "policy.path=mine is not used: only a robot's stream reads it; set policy.base_vlm"),
         (["data.repo_id=mine"], "data.repo_id=mine is not used: only a robot's stream reads it"),
-        (["data.root=mine"], "data.root=mine is not used: only a robot's stream reads it"),
+        (["data.root=mine", "data.repo_id=mine"], "data.root=mine is not used: only a robot's stream reads it"),
         (["data.heldout=0.1"], "data.heldout=0.1 is not used: a stream's train does without it"),
         (["stream.reference=null"], "stream.reference is not set: whatever belongs to no task will be taken for one of the tasks"),
     ],

@@ -101,7 +101,10 @@ def load_policy(path: str, *, n_action_steps: int | None = None, device: str = "
     config = policy_config(path)
     kind = adapter_class(config.type)
     vlm = policy_vlm(path, kind.vlm_name(config))
-    for key, value in kind.vlm_settings(vlm).items():
+    named = kind.vlm_settings(vlm)
+    if named:
+        check_model(vlm)
+    for key, value in named.items():
         setattr(config, key, value)
     config.device = device
     if n_action_steps is not None:
@@ -126,13 +129,15 @@ def policy_config(path: str) -> PreTrainedConfig:
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a lerobot policy folder: it has no config.json")
-    check_policy(path)
+    kind = check_policy(path, fetch=False)
+    if kind:
+        adapter_class(kind)  # no configuration of another type is made
     try:
         with quiet():
             config = PreTrainedConfig.from_pretrained(path)
     except Exception as error:  # draccus and the Hub raise many kinds
         raise UserError(f"the policy '{path}' cannot be opened ({one_line(error)}); check its path") from None
-    check_model(policy_vlm(path, adapter_class(config.type).vlm_name(config)))
+    check_model(policy_vlm(path, adapter_class(config.type).vlm_name(config)), fetch=False)
     return config
 
 
@@ -157,14 +162,18 @@ def load_processors(
     from lerobot.processor.rename_processor import rename_stats
 
     config = policy.config
+    kind = adapter_class(config.type)
+    tokenizer_name = kind.vlm_name(config)
     if path is None:
-        check_model(str(getattr(config, "vlm_model_name", "") or adapter_class(config.type).vlm_name(config)))
+        check_model(tokenizer_name)
         return make_pre_post_processors(config, dataset_stats=stats)
-    check_policy(path)
+    own = bool(kind.vlm_settings(""))
+    check_policy(path, fetch=not own)
     device = {"device_processor": {"device": str(config.device)}}
     tokenizer = {"max_length": config.tokenizer_max_length}
-    if adapter_class(config.type).vlm_settings(""):
-        tokenizer["tokenizer_name"] = config.vlm_model_name
+    if own:
+        check_model(tokenizer_name)
+        tokenizer["tokenizer_name"] = tokenizer_name
     overrides: dict[str, Any] = {"tokenizer_processor": tokenizer, **device}
     if rename:
         overrides["rename_observations_processor"] = {"rename_map": rename}

@@ -39,7 +39,7 @@ def is_of_trusted(step: dict[str, Any]) -> bool:
             if module.partition(".")[0] not in _trusted:
                 return False
             found = getattr(import_module(module), name)
-    except (KeyError, TypeError, AttributeError, ImportError):
+    except Exception:  # a class that is not there, or a module that fails
         return False
     return isinstance(found, type) and issubclass(found, ProcessorStep) and found.__module__.partition(".")[0] in _trusted
 
