@@ -69,7 +69,7 @@ def test_labels_come_after_those_they_need():
         ("pipelin: demo", "did you mean 'pipeline'"),
         ("seeds: many", "seeds"),
         ("variants: {full: method.name=full}", "full"),
-        ("variants: [full]", "a list stands where a mapping belongs"),
+        ("variants: [full]", "must be a mapping"),
         ("stages: [eval-vqq]", "did you mean 'eval-vqa'"),
         ("variants: {a/b: []}", "cannot name a folder"),
         ("variants: {report: []}", "cannot name a folder"),

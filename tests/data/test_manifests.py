@@ -26,7 +26,7 @@ def test_unknown_manifest_names_the_nearest():
         ({"generator": "metawrld"}, "did you mean 'metaworld'"),
         ({"tasks": []}, "at least one task"),
         ({"episodes_per_task": 0}, "episodes_per_task=0"),
-        ({"episodes_per_task": "many"}, "Integer"),
+        ({"episodes_per_task": "many"}, "must be a whole number"),
         ({"episodes": 3}, "unknown key 'episodes'"),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_step_takes_what_was_planned(small_config, anchored, name, more):
     beside = (step.parts[what] for what in ("parameters", "demonstrations in memory", UNUSED))
     foretold = step.total - held - sum(beside)
     assert peak_of(two_steps) == pytest.approx(foretold, rel=0.1)
-    assert made.peak("cpu") == step
+    assert made.peak("cpu").total >= step.total
 
 
 @pytest.mark.parametrize("name", TASK_METHODS)

@@ -236,7 +236,7 @@ def test_a_run_is_not_resumed_to_fewer_steps_and_a_broken_checkpoint_is_told(sma
         (["policy.base_vlm=null"], r"policy\.path .* or policy\.base_vlm"),
         (["policy.settings.n_action_steps=9"], "chunk size is the upper bound"),
         (["policy.path=/nowhere/policy"], "cannot be opened"),
-        (["data.manifest=metaworld-demo"], r"either data\.manifest"),
+        (["data.manifest=metaworld-demo"], r"would be left out beside data\.manifest"),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing(small_config, tmp_path, more, message):

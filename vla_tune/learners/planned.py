@@ -108,11 +108,15 @@ def known_policy(config: Config, meta: LeRobotDatasetMetadata | None) -> tuple[P
 def configuration(name: str) -> str | None:
     """The folder that holds a model's `config.json`: itself, or a repository's in the Hub's cache; None where it is not here."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     if Path(name).expanduser().is_dir():
         check_model(name)
         return name
-    file = try_to_load_from_cache(name, "config.json")
+    try:
+        file = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # the path of a folder that is not there
+        return None
     if not isinstance(file, str):
         return None
     check_model(str(Path(file).parent))
