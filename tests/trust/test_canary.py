@@ -1,6 +1,7 @@
 """Every place where a stranger's folder is opened, with a canary that its code would touch."""
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -12,10 +13,13 @@ from vla_tune.errors import UserError
 from vla_tune.learners.pictures import load_clip
 from vla_tune.learners.planned import configuration
 from vla_tune.policies import adapter_class
+from vla_tune.policies.devices import on_device
 from vla_tune.policies.loading import load_policy, load_processors, new_config, policy_config
 from vla_tune.resources import demo_clip, demo_vlm
-from vla_tune.stages import anchor, eval_rollout, eval_vqa, train
+from vla_tune.stages import anchor, check, eval_rollout, eval_vqa, train
+from vla_tune.stages.early import check_early
 from vla_tune.trust.models import check_model
+from vla_tune.trust.packages import trust
 from vla_tune.trust.policies import STEPS, check_policy
 from vla_tune.vlm.loading import load_processor, load_vlm
 
@@ -32,6 +36,7 @@ class OwnConfig(PretrainedConfig):
     model_type = "own"
 """
 TOUCH = 'touch "${CANARY:?}"'
+PICKLE = b"cos\nsystem\n(S'" + TOUCH.encode() + b"'\ntR."
 
 
 @pytest.fixture
@@ -91,6 +96,11 @@ def system(folder):
     add_step(folder, {"class": "os.system", "config": {"command": TOUCH}})
 
 
+def piped(folder):
+    (folder / "policy_preprocessor.json").unlink()
+    os.mkfifo(folder / "policy_preprocessor.json")
+
+
 POLICIES = {
     "os.system": system,
     "subprocess.Popen": lambda folder: add_step(
@@ -107,6 +117,13 @@ POLICIES = {
     "a field of nobody's": lambda folder: set_field(folder, "tokenizer_processor", trust_remote_code=True),
     "a state elsewhere": lambda folder: add_step(folder, {"registry_name": "to_batch_processor", "state_file": "../x.safetensors"}),
     "a pickled state": lambda folder: add_step(folder, {"registry_name": "to_batch_processor", "state_file": "x.pt"}),
+    "a state that is another file's": lambda folder: add_step(folder, {"registry_name": "to_batch_processor", "state_file": None}),
+    "a tokenizer that is no name": lambda folder: set_field(folder, "tokenizer_processor", tokenizer_name=[str(own_code(folder / "t"))]),
+    "a processor that is a pipe": lambda folder: (
+        (folder / "policy_preprocessor.json").unlink(),
+        os.mkfifo(folder / "policy_preprocessor.json"),
+    ),
+    "steps that are none": lambda folder: change(folder / "policy_preprocessor.json", steps={"class": "os.system"}),
     "a VLM with code": lambda folder: own_code(folder.parent / "vlm"),
 }
 
@@ -121,32 +138,35 @@ def test_a_policy_is_refused_before_anything_of_it_runs(canary, policy, name):
 
 
 def opened_by(stage, **options):
-    def opens(folder, run):
+    def opens(folder, run, config):
         paths = [f"train.path={folder}"] if stage in (eval_vqa, eval_rollout) else [f"policy.path={folder}", "policy.settings={}"]
-        stage.run(load_config("demo", ["device=cpu", *paths, "policy.base_vlm=null"]), run, **options)
+        stage.run(config("device=cpu", *paths, "policy.base_vlm=null"), run, **options)
 
     return opens
 
 
 PLACES = {
-    "policy_config": lambda folder, _: policy_config(str(folder)),
-    "load_policy": lambda folder, _: load_policy(str(folder)),
-    "load_processors": lambda folder, _: load_processors(
+    "policy_config": lambda folder, *_: policy_config(str(folder)),
+    "load_policy": lambda folder, *_: load_policy(str(folder)),
+    "load_processors": lambda folder, *_: load_processors(
         SimpleNamespace(config=SimpleNamespace(type="smolvla", device="cpu", tokenizer_max_length=24, vlm_model_name=str(demo_vlm()))),
         str(folder),
     ),
     "anchor": opened_by(anchor),
+    "train": opened_by(train),
     "train --plan": opened_by(train, plan=True),
+    "before lerobot is imported": lambda folder, _, config: check_early(config(f"policy.path={folder}", "policy.settings={}"), "train"),
+    "check": lambda folder, _, config: check.run(config(f"policy.path={folder}", "policy.settings={}")),
     "eval-vqa": opened_by(eval_vqa),
     "eval-rollout": opened_by(eval_rollout),
 }
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_every_place_that_opens_a_policy_refuses(canary, policy, tmp_path, name):
+def test_every_place_that_opens_a_policy_refuses(canary, policy, tmp_path, small_config, name):
     system(policy)
     with pytest.raises(UserError, match=r"policy_preprocessor.json: names the class 'os.system'"):
-        PLACES[name](policy, tmp_path / "run")
+        PLACES[name](policy, tmp_path / "run", small_config)
 
 
 def own_model(folder):
@@ -156,11 +176,27 @@ def own_model(folder):
 
 def pickled(folder):
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'" + TOUCH.encode() + b"'\ntR.")
+    (folder / "pytorch_model.bin").write_bytes(PICKLE)
+
+
+def sharded(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(PICKLE)
+    change(folder / "model.safetensors.index.json", metadata={}, weight_map={"lm_head.weight": "pytorch_model.bin"})
+
+
+def padded(folder):
+    own_model(folder)
+    change(folder / "config.json", notes="x" * 3_000_000)
 
 
 MODELS = {
     "a processor": own_code,
+    "a model behind much else": padded,
+    "an index of pickles": sharded,
+    "weights that are named": lambda folder: change(folder / "config.json", transformers_weights="adapter_model.bin"),
+    "weights elsewhere": lambda folder: change(folder / "config.json", transformers_weights="../other/model.safetensors"),
+    "a tower's attention of the Hub's": lambda folder: change(folder / "config.json", attn_implementation={"vision_config": "some/body"}),
     "a model": own_model,
     "a pickle": pickled,
     "attention of the Hub's": lambda folder: change(folder / "config.json", _attn_implementation="somebody/attention"),
@@ -204,6 +240,12 @@ def test_the_lists_name_steps_and_fields_that_lerobot_has():
             assert set(fields) <= set(inspect.signature(ProcessorStepRegistry.get(name)).parameters)
 
 
+@pytest.fixture
+def trusting():
+    yield lambda *packages: trust(packages)
+    trust([])
+
+
 PACKAGE = """from dataclasses import dataclass
 from subprocess import Popen
 from lerobot.processor.pipeline import ProcessorStep
@@ -216,18 +258,50 @@ class Same(ProcessorStep):
 """
 
 
-def test_steps_of_a_package_that_the_user_names_are_taken_and_nothing_beside_them(canary, policy, tmp_path, monkeypatch):
+def test_steps_of_a_package_that_the_user_names_are_taken_and_nothing_beside_them(canary, policy, tmp_path, monkeypatch, trusting):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
     add_step(policy, {"class": "mine.Same", "config": {}})
     with pytest.raises(UserError, match=r"the class 'mine.Same'.*policy.trust"):
         check_policy(str(policy))
-    load_config("demo", ["policy.trust=[mine]"])
+    on_device(load_config("demo", ["device=cpu", "policy.trust=[mine]"]))
     check_policy(str(policy))
     add_step(policy, {"class": "mine.Popen", "config": {"args": ["sh", "-c", TOUCH]}})
     with pytest.raises(UserError, match=r"mine.Popen"):
         check_policy(str(policy))
-    load_config("demo")
+    on_device(load_config("demo", ["device=cpu"]))
     with pytest.raises(UserError, match=r"mine.Same"):
         check_policy(str(policy))
+
+
+def test_what_a_trusted_step_names_is_looked_at_too(canary, policy, trusting):
+    trusting("lerobot")
+    named = {"action_tokenizer_name": str(own_code(policy / "tokenizer")), "paligemma_tokenizer_name": str(demo_vlm())}
+    add_step(policy, {"registry_name": "action_tokenizer_processor", "config": named})
+    with pytest.raises(UserError, match=r"processor_config.json: 'auto_map'"):
+        check_policy(str(policy))
+
+
+@pytest.mark.parametrize("packages", ["[os.path]", "['']", "[../mine]"])
+def test_a_trusted_package_is_a_name(packages):
+    with pytest.raises(UserError, match=r"policy\.trust"):
+        load_config("demo", [f"policy.trust={packages}"])
+
+
+def test_a_type_without_an_adapter_makes_no_configuration(policy):
+    change(policy / "config.json", type="groot")
+    with pytest.raises(UserError, match="'groot'"):
+        policy_config(str(policy))
+
+
+def test_what_the_hub_hands_out_in_part_is_not_opened(monkeypatch):
+    """A repository with one file that cannot be fetched would else be opened without a look."""
+
+    def broken(*_args, **_settings):
+        raise OSError("404 for x.json")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    for opens in (policy_config, load_vlm, lambda name: load_clip(name, "cpu")):
+        with pytest.raises(UserError, match=r"some/body.*cannot be fetched"):
+            opens("some/body")

@@ -17,7 +17,6 @@ from vla_tune.config.schema import Config
 from vla_tune.config.typed import fit
 from vla_tune.errors import UserError, brief, nearest
 from vla_tune.resources import available, resource
-from vla_tune.trust.packages import trust
 
 SUFFIXES = (".yaml", ".yml")
 """Of the files that configurations are read from."""
@@ -36,7 +35,6 @@ def load_config(pipeline: str, overrides: list[str] | None = None) -> Config:
     expand(config)
     check(config)
     warn_of_unused(config.method)
-    trust(config.policy.trust)
     return config
 
 

@@ -9,6 +9,7 @@ import torch
 
 from vla_tune.console import say
 from vla_tune.errors import UserError, one_line
+from vla_tune.trust.packages import trust
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -30,7 +31,11 @@ def check_device(device: str) -> None:
 
 
 def on_device(config: Config) -> Config:
-    """The configuration with the device named that `auto` means here, so that what is written says it; it is told, too."""
+    """The configuration with the device named that `auto` means here, so that what is written says it; it is told, too.
+
+    From here on, in this process, policies may bring steps of the packages that it trusts.
+    """
+    trust(config.policy.trust)
     device = resolve_device(config.device)
     if config.device == "auto":
         say(f"device={device}")

@@ -13,7 +13,7 @@ from vla_tune.errors import UserError, nearest, one_line
 from vla_tune.policies import adapt, adapter_class
 from vla_tune.policies.devices import check_device
 from vla_tune.trust.models import check_model
-from vla_tune.trust.policies import check_policy
+from vla_tune.trust.policies import check_policy, policy_type
 from vla_tune.vlm.loading import load_vlm, quiet
 from vla_tune.vlm.parts import decoder_of
 
@@ -129,9 +129,9 @@ def policy_config(path: str) -> PreTrainedConfig:
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a lerobot policy folder: it has no config.json")
-    kind = check_policy(path, fetch=False)
-    if kind:
+    if kind := policy_type(path):
         adapter_class(kind)  # no configuration of another type is made
+    check_policy(path, fetch=False)
     try:
         with quiet():
             config = PreTrainedConfig.from_pretrained(path)

@@ -15,6 +15,7 @@ from vla_tune.preflight.findings import settle
 from vla_tune.preflight.look import look, reads_demonstrations
 from vla_tune.preflight.tables import Tables
 from vla_tune.stages.downloads import fetches, show_fetches
+from vla_tune.trust.packages import trust
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -31,6 +32,7 @@ def run(config: Config) -> None:
         UserError: a run would be wrong.
 
     """
+    trust(config.policy.trust)
     show_fetches(fetches(config))
     meta = known_metadata(config.data) if reads_demonstrations(config) else None
     if meta is None:

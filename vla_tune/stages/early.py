@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_tune.config.arithmetic import doubts
 from vla_tune.config.places import Stage, check_places
 from vla_tune.console import warn
 from vla_tune.errors import UserError, nearest
+from vla_tune.resources import SHIPPED
+from vla_tune.trust.models import check_model
+from vla_tune.trust.packages import trust
+from vla_tune.trust.policies import check_policy, policy_type
 
 if TYPE_CHECKING:
     from vla_tune.config import Config
@@ -31,6 +36,7 @@ def check_early(config: Config, stage: Stage, *, computes: bool = True) -> None:
     check_places(config, stage)
     if stage in ("anchor", "train", "check"):
         _check_start(config)
+        _check_strangers(config)
         _check_demonstrations(config)
     if stage != "eval_rollout":
         _check_questions(config)
@@ -55,6 +61,18 @@ def _check_start(config: Config) -> None:
         raise UserError("policy.path or policy.base_vlm must be set: there is no model to start from (policy.base_vlm=demo is shipped)")
     if policy.path is None and policy.type not in (known := adapters()):
         raise UserError(f"policy.type={policy.type}: there is no such policy; {nearest(policy.type, sorted(known))}")
+
+
+def _check_strangers(config: Config) -> None:
+    """What folders name that a run would open only after its demonstrations and questions are made."""
+    from vla_tune.policies import adapters
+
+    trust(config.policy.trust)
+    path, base = config.policy.path, config.policy.base_vlm
+    if path and Path(path).is_dir() and policy_type(path) in adapters():
+        check_policy(path, fetch=False)
+    if base and base not in SHIPPED and Path(base).is_dir():
+        check_model(base)
 
 
 def _check_demonstrations(config: Config) -> None:

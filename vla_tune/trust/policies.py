@@ -29,24 +29,33 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
 FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
-def check_policy(source: str, *, fetch: bool = True) -> str:
+def policy_type(source: str) -> str:
+    """The type of a policy by its configuration; nothing where there is no policy, which opening it tells.
+
+    Raises:
+        UserError: the configuration cannot be read.
+
+    """
+    folder = snapshot(source)
+    if folder is None or not (folder / "config.json").exists():
+        return ""
+    return str(read_object(folder / "config.json").get("type"))
+
+
+def check_policy(source: str, *, fetch: bool = True) -> None:
     """Check that opening a policy and its processors runs nothing but lerobot's own steps of its type.
 
     Args:
         source: a folder or a Hub id.
         fetch: whether the Hub may be asked for the tokenizers that its steps name.
 
-    Returns:
-        The policy's type; nothing where there is no policy, which opening it tells.
-
     Raises:
         UserError: naming the file and the step.
 
     """
-    folder = snapshot(source)
-    if folder is None or not (folder / "config.json").exists():
-        return ""
-    kind = str(read_object(folder / "config.json").get("type"))
+    folder, kind = snapshot(source), policy_type(source)
+    if folder is None or not kind:
+        return
     for file in (folder / name for name in FILES):
         if file.exists():
             steps = read_object(file).get("steps")
@@ -54,7 +63,6 @@ def check_policy(source: str, *, fetch: bool = True) -> str:
                 raise UserError(f"{file} is damaged: its 'steps' is no list of steps")
             for step in steps:
                 _check_step(file, step, STEPS.get(kind, COMMON), fetch=fetch)
-    return kind
 
 
 def _check_step(file: Path, step: dict[str, Any], known: dict[str, tuple[str, ...]], *, fetch: bool) -> None:

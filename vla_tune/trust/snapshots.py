@@ -21,12 +21,12 @@ def snapshot(source: str, *, fetch: bool = True) -> Path | None:
         UserError: the Hub has it and does not hand out all of these files, of which a loader might get those that it asks for.
 
     """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
     fetch = fetch and not constants.HF_HUB_OFFLINE
     try:
         return Path(snapshot_download(source, allow_patterns="*.json", ignore_patterns="*/*", local_files_only=not fetch))
