@@ -114,7 +114,7 @@ def test_a_plan_records_and_fetches_nothing(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "the anchor is not here" in told
     peak = float(told.partition("the most: ")[2].partition(" MB")[0].replace(",", ""))
-    assert 7_000 < peak < 16_000  # 450 M parameters, their gradients and two moments, in float32
+    assert 7_000 < peak < 18_000  # 450 M parameters, their gradients and two moments, in float32
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache" / "demonstrations").exists()
     assert not list(vlm.glob("*.safetensors"))
