@@ -58,7 +58,7 @@ def run(config: Config, run: Path, *, overwrite: bool = False, resume: bool = Fa
         stream.warn_of_left_out(config, "train")
     extends = check_begun(config, run, overwrite=overwrite, resume=resume)
     dataset = preflight(config)
-    if dataset and resume:
+    if dataset and resume and not (extends and config.stream.tasks):  # a stream's new tasks come with new demonstrations
         check_identity(run / ("train" if extends else "train.partial"), dataset, AGAIN)
     anchor = open_anchor(config, run)
     inputs = [anchor.artifact.as_input()] if anchor else []
