@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from small import demo_overrides, write_dataset
+from small_runs import demo_overrides, write_dataset
 
 from vla_tune.config import load_config
 

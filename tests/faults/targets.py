@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import program
-from small import demo_overrides, write_dataset, write_manifests
+from small_runs import demo_overrides, write_dataset, write_manifests
 
 STEPS = 20
 """Of four samples each: with an epoch of 30 frames, a run crosses two borders."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from small import write_manifests
+from small_runs import write_manifests
 
 from vla_tune.config import load_config
 from vla_tune.engine.signals import Interrupted
