@@ -62,18 +62,3 @@ def _values(feature, random):
     if feature["dtype"] == "string":
         return "a note"
     return random.uniform(-3, 3, feature["shape"]).astype(feature["dtype"])
-
-
-@pytest.fixture(scope="session")
-def rewritten():
-    """A function that changes a column of a dataset's frames: `change(values)`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def change_column(root, key, change):
-        (file,) = root.rglob("data/**/*.parquet")
-        table = pq.read_table(file)
-        place, field = table.column_names.index(key), table.schema.field(key)
-        pq.write_table(table.set_column(place, field, pa.array(change(table[key].to_pylist()), type=field.type)), file)
-
-    return change_column

@@ -4,10 +4,9 @@ import json
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from odd import CAMERA, FRONT, vector
+from odd import CAMERA, FRONT, rewrite_column, vector
 
 from vla_tune.config import load_config
 from vla_tune.data.demonstrations import known_metadata
@@ -41,14 +40,6 @@ def edit_json(file, change):
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
-
-
-def edit_column(root, key, change):
-    (file,) = root.glob("data/*/*.parquet")
-    table = pq.read_table(file)
-    place, field = table.column_names.index(key), table.schema.field(key)
-    values = change([list(one) if isinstance(one, list) else one for one in table[key].to_pylist()])
-    pq.write_table(table.set_column(place, field, pa.array(values, type=field.type)), file)
 
 
 def test_a_sound_one_is_silent_and_untouched(copy):
@@ -86,9 +77,9 @@ STOPS = {
     ),
     "a missing table": (lambda root: next(root.glob("data/*/*.parquet")).unlink(), ["data/chunk-000/file-000.parquet is missing"]),
     "an instruction that is not there": (without_a_task, ["task_index 1", "episode 1"]),
-    "no number": (lambda root: edit_column(root, "action", put(8, 2, float("nan"))), ["'action'[2] is nan", "episode 1, frame 2"]),
-    "infinity": (lambda root: edit_column(root, "observation.state", put(0, 0, float("inf"))), ["'observation.state'[0] is inf"]),
-    "an index that restarts": (lambda root: edit_column(root, "index", lambda rows: [row % 6 for row in rows]), ["'index'", "row 6"]),
+    "no number": (lambda root: rewrite_column(root, "action", put(8, 2, float("nan"))), ["'action'[2] is nan", "episode 1, frame 2"]),
+    "infinity": (lambda root: rewrite_column(root, "observation.state", put(0, 0, float("inf"))), ["'observation.state'[0] is inf"]),
+    "an index that restarts": (lambda root: rewrite_column(root, "index", lambda rows: [row % 6 for row in rows]), ["'index'", "row 6"]),
     "statistics of no numbers": (stats(lambda content: content["action"].update(mean=[None] * 4)), ["'action'", "recompute_stats"]),
     "statistics of another width": (stats(narrower), ["'action'", "recompute_stats"]),
 }
@@ -111,12 +102,12 @@ def test_a_cut_table_is_named(copy):
 
 
 def test_of_episodes_that_are_left_out_the_numbers_do_not_count(copy):
-    edit_column(copy, "action", put(8, 2, float("nan")))
+    rewrite_column(copy, "action", put(8, 2, float("nan")))
     assert looked(copy, "data.episodes=[0,2,3]", "data.heldout=0") == ([], [])
 
 
 def test_a_constant_and_statistics_of_another_robot_are_told(copy):
-    edit_column(copy, "action", lambda rows: [[*row[:3], 0.5] for row in rows])
+    rewrite_column(copy, "action", lambda rows: [[*row[:3], 0.5] for row in rows])
     edit_json(copy / "meta" / "stats.json", lambda content: content["action"]["std"].__setitem__(3, 0.0))
     edit_json(copy / "meta" / "stats.json", lambda content: content["action"]["mean"].__setitem__(3, 0.5))
     edit_json(copy / "meta" / "stats.json", lambda content: content["observation.state"].update(std=[1e-3] * 4))

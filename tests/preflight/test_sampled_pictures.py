@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from odd import CAMERA, FRONT, vector
+from odd import CAMERA, FRONT, rewrite_column, vector
 from PIL import Image
 
 from vla_tune.data.demonstrations import open_metadata
@@ -35,7 +35,7 @@ def copied(tmp_path):
 
 
 @pytest.fixture
-def changed(stored, copied, rewritten):
+def changed(stored, copied):
     """A function that stores every picture again as `make(picture, row)` has it, in some format; the dataset's folder."""
 
     def change(make, kind="PNG"):
@@ -48,7 +48,7 @@ def changed(stored, copied, rewritten):
                 row["bytes"] = content.getvalue()
             return rows
 
-        rewritten(root, FRONT, again)
+        rewrite_column(root, FRONT, again)
         return root
 
     return change
@@ -119,21 +119,21 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-def test_a_damaged_picture_names_camera_episode_and_frame(stored, copied, rewritten, kind):
+def test_a_damaged_picture_names_camera_episode_and_frame(stored, copied, kind):
     root = copied(stored)
 
     def spoil(rows):
         rows[5] = {"bytes": SPOILED[kind](rows[5]["bytes"]), "path": None}
         return rows
 
-    rewritten(root, FRONT, spoil)
+    rewrite_column(root, FRONT, spoil)
     stops, _ = looked(root)
     assert len(stops) == 1
     assert stops[0].startswith(f"{FRONT}, episode 1, frame 1: ")
     assert looked(root, episodes=[0, 2]) == ([], [])
 
 
-def test_files_beside_the_table_are_read_from_the_datasets_folder_alone(stored, copied, rewritten, tmp_path):
+def test_files_beside_the_table_are_read_from_the_datasets_folder_alone(stored, copied, tmp_path):
     root = copied(stored)
     (root / "beside").mkdir()
 
@@ -142,12 +142,12 @@ def test_files_beside_the_table_are_read_from_the_datasets_folder_alone(stored, 
             (root / "beside" / f"{number}.png").write_bytes(row["bytes"])
         return [{"bytes": None, "path": f"beside/{number}.png"} for number in range(len(rows))]
 
-    rewritten(root, FRONT, beside)
+    rewrite_column(root, FRONT, beside)
     assert looked(root) == ([], [])
     shutil.move(root / "beside" / "5.png", tmp_path / "5.png")
     stops, _ = looked(root)
     assert stops[0].startswith(f"{FRONT}, episode 1, frame 1: ")
-    rewritten(root, FRONT, lambda rows: [*rows[:5], {"bytes": None, "path": str(tmp_path / "5.png")}, *rows[6:]])
+    rewrite_column(root, FRONT, lambda rows: [*rows[:5], {"bytes": None, "path": str(tmp_path / "5.png")}, *rows[6:]])
     stops, _ = looked(root)
     assert stops[0].startswith(f"{FRONT}, episode 1, frame 1: ")
 
@@ -181,9 +181,9 @@ def test_a_missing_video_is_named(filmed, copied):
     assert stops == [f"{FRONT}, episode 0, frame 0: there is no file {file}"]
 
 
-def test_times_that_no_frame_of_the_video_has_are_named(filmed, copied, rewritten):
+def test_times_that_no_frame_of_the_video_has_are_named(filmed, copied):
     root = copied(filmed)
-    rewritten(root, "timestamp", lambda times: [time + 0.07 * (row == 6) for row, time in enumerate(times)])
+    rewrite_column(root, "timestamp", lambda times: [time + 0.07 * (row == 6) for row, time in enumerate(times)])
     stops, _ = looked(root)
     assert len(stops) == 1
     assert stops[0].startswith(f"{FRONT}, episode 1, frame 2: ")

@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from strangers import PICKLE, TOUCH
 
 from vla_tune.config import load_config
 from vla_tune.data.features import policy_features
@@ -35,16 +36,6 @@ class Own(ProcessorMixin):
 class OwnConfig(PretrainedConfig):
     model_type = "own"
 """
-TOUCH = 'touch "${CANARY:?}"'
-PICKLE = b"cos\nsystem\n(S'" + TOUCH.encode() + b"'\ntR."
-
-
-@pytest.fixture
-def canary(tmp_path, monkeypatch):
-    file = tmp_path / "canary"
-    monkeypatch.setenv("CANARY", str(file))
-    yield file
-    assert not file.exists()
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from strangers import PICKLE
 
 import vla_tune
 from vla_tune.data.parquet import parquet_table
 from vla_tune.data.pictures import read_rgb
 from vla_tune.errors import UserError
 
-
-@pytest.fixture
-def canary(tmp_path, monkeypatch):
-    file = tmp_path / "canary"
-    monkeypatch.setenv("CANARY", str(file))
-    yield file
-    assert not file.exists()
-
-
 SCRIPT = "import os, pathlib\npathlib.Path(os.environ['CANARY']).touch()\n"
-PICKLE = b"cos\nsystem\n(S'touch \"${CANARY:?}\"'\ntR."
 
 
 def test_a_datasets_script_does_not_run(canary, tmp_path):
