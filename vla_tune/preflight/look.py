@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vla_tune.data.batches import chosen_episodes
@@ -21,6 +23,7 @@ from vla_tune.trust.policies import check_policy
 if TYPE_CHECKING:
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.processor import PolicyProcessorPipeline
 
     from vla_tune.config import Config
 
@@ -63,68 +66,79 @@ def look(config: Config, meta: LeRobotDatasetMetadata) -> Iterator[Finding]:
         UserError: a setting is wrong, or the policy is too narrow for the dataset.
 
     """
-    known = tables.Tables(meta)
+    run = Subject(config, tables.Tables(meta))
     for subject in (_files, _numbers, _features, _scales, _instructions, _pictures):
-        found = list(subject(config, known))
+        found = list(subject(run))
         yield from found
         if any(one.stops for one in found):
             return
 
 
-def _files(_config: Config, known: tables.Tables) -> Iterator[Finding]:
-    yield from tables.missing_files(known.meta)
+@dataclass
+class Subject:
+    """What is looked at; the policy's configuration and processor are opened once, and not before they are needed."""
+
+    config: Config
+    tables: tables.Tables
+
+    @property
+    def meta(self) -> LeRobotDatasetMetadata:
+        return self.tables.meta
+
+    @property
+    def rename(self) -> dict[str, str]:
+        return dict(self.config.data.rename) if self.config.policy.path else {}
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        return chosen_episodes(self.config.data.episodes, len(self.meta.episodes))
+
+    @cached_property
+    def policy(self) -> PreTrainedConfig | None:
+        made = known_policy(self.config, self.meta)
+        return made[0] if made else None
+
+    @cached_property
+    def processor(self) -> PolicyProcessorPipeline | None:
+        return texts.open_processor(self.policy, self.config.policy.path) if self.policy else None
 
 
-def _numbers(config: Config, known: tables.Tables) -> Iterator[Finding]:
-    yield from tables.disagreements(known)
-    yield from tables.unnamed_tasks(known, instructions(known.meta))
-    yield from tables.not_numbers(known, set(_chosen(config, known)))
+def _files(run: Subject) -> Iterator[Finding]:
+    yield from tables.missing_files(run.meta)
 
 
-def _chosen(config: Config, known: tables.Tables) -> list[int]:
-    return chosen_episodes(config.data.episodes, len(known.meta.episodes))
+def _numbers(run: Subject) -> Iterator[Finding]:
+    yield from tables.disagreements(run.tables)
+    yield from tables.unnamed_tasks(run.tables, instructions(run.meta))
+    yield from tables.not_numbers(run.tables, set(run.chosen))
 
 
-def _features(config: Config, known: tables.Tables) -> Iterator[Finding]:
-    policy = _policy(config, known)
-    if policy is None:
+def _features(run: Subject) -> Iterator[Finding]:
+    if run.policy is None:
         return
-    new, rename = not config.policy.path, _rename(config)
-    processor = None if new or rename else texts.open_processor(policy, config.policy.path)
-    yield from cameras(known.meta, policy, rename, new=new, saved=renamed(processor) if processor else None)
+    new = not run.config.policy.path
+    saved = None if new or run.rename or not run.processor else renamed(run.processor)
+    yield from cameras(run.meta, run.policy, run.rename, new=new, saved=saved)
 
 
-def _instructions(config: Config, known: tables.Tables) -> Iterator[Finding]:
-    policy = _policy(config, known)
-    processor = texts.open_processor(policy, config.policy.path) if policy else None
-    if policy and processor:
-        yield from texts.instructions(texts.tokenized(list(instructions(known.meta).values()), policy, processor))
-
-
-def _pictures(config: Config, known: tables.Tables) -> Iterator[Finding]:
-    yield from pictures(known.meta, _chosen(config, known))
-
-
-def _policy(config: Config, known: tables.Tables) -> PreTrainedConfig | None:
-    made = known_policy(config, known.meta)
-    return made[0] if made else None
-
-
-def _rename(config: Config) -> dict[str, str]:
-    return dict(config.data.rename) if config.policy.path else {}
-
-
-def _scales(config: Config, known: tables.Tables) -> Iterator[Finding]:
-    meta, rename, policy = known.meta, _rename(config), _policy(config, known)
-    for key in [key for key in known.vectors if rename.get(key, key) in VECTORS]:
-        stats = (meta.stats or {}).get(key, {})
-        command = recompute_command(meta)
-        width = int(meta.features[key]["shape"][0])
-        wrong = list(statistics.unusable(stats, key, width, _mode(policy, rename.get(key, key)), command))
+def _scales(run: Subject) -> Iterator[Finding]:
+    for key in [key for key in run.tables.vectors if run.rename.get(key, key) in VECTORS]:
+        stats, command = (run.meta.stats or {}).get(key, {}), recompute_command(run.meta)
+        width = int(run.meta.features[key]["shape"][0])
+        wrong = list(statistics.unusable(stats, key, width, _mode(run.policy, run.rename.get(key, key)), command))
         yield from wrong
         if not wrong:
-            yield from statistics.resting(known, stats, key)
-            yield from statistics.foreign(known, stats, key, command)
+            yield from statistics.resting(run.tables, stats, key)
+            yield from statistics.foreign(run.tables, stats, key, command)
+
+
+def _instructions(run: Subject) -> Iterator[Finding]:
+    if run.policy and run.processor:
+        yield from texts.instructions(texts.tokenized(list(instructions(run.meta).values()), run.policy, run.processor))
+
+
+def _pictures(run: Subject) -> Iterator[Finding]:
+    yield from pictures(run.meta, run.chosen)
 
 
 def _mode(policy: PreTrainedConfig | None, name: str) -> str:
