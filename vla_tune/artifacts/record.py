@@ -42,7 +42,6 @@ class Record(TypedDict):
     files: every file by its relative path.
     environment: the versions that a result depends on (`environment`).
     metrics: what the stage prints with `--json`.
-    data: digests of what it read of a dataset.
     content: the digest of all of this; artifacts of earlier versions have none.
     """
 
@@ -55,7 +54,6 @@ class Record(TypedDict):
     files: dict[str, FileEntry]
     environment: dict[str, str]
     metrics: dict[str, Any]
-    data: NotRequired[dict[str, Any]]
     content: NotRequired[str]
 
 

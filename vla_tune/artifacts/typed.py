@@ -72,7 +72,7 @@ def read_json(file: Path, form: Any = dict[str, Any], remedy: str = "make it aga
 
 
 @contextmanager
-def readable(what: str, remedy: str = "make it again") -> Iterator[None]:
+def readable(what: str, remedy: str = "make it again", how: str = "read") -> Iterator[None]:
     """Turn whatever something damaged raises in here into a UserError that names it and says what to do."""
     from pyarrow import ArrowException
     from safetensors import SafetensorError
@@ -82,7 +82,7 @@ def readable(what: str, remedy: str = "make it again") -> Iterator[None]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, ArrowException) as error:
-        raise UserError(f"{what} cannot be read ({one_line(error)}); {remedy}") from None
+        raise UserError(f"{what} cannot be {how} ({one_line(error)}); {remedy}") from None
 
 
 @functools.cache

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_tune.artifacts.folder import write_json
+from vla_tune.artifacts.folder import table_digest, write_json
 from vla_tune.data.instructions import instructions
 from vla_tune.errors import UserError
 
@@ -69,8 +68,7 @@ def check_identity(folder: Path, meta: LeRobotDatasetMetadata, remedy: str) -> N
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=_plain)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return table_digest(json.loads(json.dumps(value, default=_plain)))
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_tune.artifacts.folder import files_table, sync_folder, sync_tree
-from vla_tune.engine.state import State, copied, read_state, readable, state_of, write_state
+from vla_tune.artifacts.typed import readable
+from vla_tune.engine.state import State, copied, read_state, state_of, write_state
 from vla_tune.errors import UserError
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def newest(run: Path) -> tuple[Path, Place] | None:
     if not steps:
         return None
     folder = run / FOLDER / str(steps[-1])
-    with readable(f"checkpoint {folder}", OLDER):
+    with readable(f"checkpoint {folder}", OLDER, "loaded"):
         if not (folder / HEAD).is_file():
             raise UserError(f"checkpoint {folder} is of an earlier version of vla-tune, or damaged; give --overwrite to train again")
         head = json.loads((folder / HEAD).read_text())
@@ -190,6 +191,6 @@ def load_training(folder: Path, trainer: Step, place: Place) -> None:
     """Put optimizer, schedule and random generators back to those of the checkpoint."""
     from lerobot.common.train_utils import load_training_state
 
-    with readable(f"checkpoint {folder}", OLDER):
+    with readable(f"checkpoint {folder}", OLDER, "loaded"):
         load_training_state(folder, trainer.optimizer, trainer.scheduler)
     trainer.method.task, trainer.method.steps = place.task, place.step

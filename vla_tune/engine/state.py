@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vla_tune.errors import UserError, one_line
+from vla_tune.artifacts.typed import readable
 
 if TYPE_CHECKING:
     from vla_tune.methods.base import Method
@@ -58,22 +56,9 @@ def read_state(folder: Path, name: str, method: Method, remedy: str) -> dict[str
     """
     from safetensors.torch import load_file
 
-    with readable(f"{folder / name}:", remedy):
+    with readable(f"{folder / name}:", remedy, "loaded"):
         note: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
         method.load_state_dict(load_file(folder / f"{name}.safetensors"), note["note"])
         if note.get("scales"):  # states of before that time have none
             method.learner.rescale(note["scales"])
     return note
-
-
-@contextmanager
-def readable(state: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a damaged state raises in here into a UserError that names it and says what to do."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{state} cannot be loaded ({one_line(error)}); {remedy}") from None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vla_tune.artifacts.typed import load_json
 from vla_tune.errors import UserError, one_line
 
 
@@ -50,11 +50,9 @@ def read_json(file: Path) -> Any:
     if file.exists() and not file.is_file():  # a pipe says something else each time
         raise UserError(f"{file} is no file")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return load_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({one_line(error)})") from None
-    except RecursionError:
-        raise UserError(f"{file} cannot be read (it is nested too deeply)") from None
 
 
 def read_object(file: Path) -> dict[str, Any]:
